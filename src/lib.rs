@@ -1,0 +1,17 @@
+#![doc = include_str!("../README.md")]
+#![no_std]
+
+extern crate alloc;
+#[cfg(any(test, loom))]
+extern crate std;
+
+pub mod config;
+pub mod device;
+mod hal;
+pub mod irq;
+pub mod mm;
+mod sync;
+pub mod vcpu;
+pub mod vm;
+
+pub use hal::AxVMHal;
