@@ -259,7 +259,7 @@ pub enum CpuUpError {
 /// Of these a host sees `ExternalInterrupt`, `Halt`, `CpuUp`, `CpuDown`, `SystemDown`,
 /// `SystemReset`, `FailEntry`, a `Hypercall` that nobody served, `Nothing`, and accesses where
 /// it asked for them in the configuration; every other kind the VM serves itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum AxVCpuExitReason {
     /// A hypercall that nobody in the VM served. Answer it with
