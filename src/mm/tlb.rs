@@ -1,11 +1,26 @@
-//! TLB maintenance for the nested page table, by VM.
+//! TLB maintenance for the nested page table, by VM: VMIDs with generations, and the agreement
+//! between whoever removes a mapping and the vCPUs that may still use it.
+//!
+//! Whoever changes the table *requests* an invalidation ([`GuestTlb::invalidate`]) and gets a
+//! [`Ticket`]. A frame may be freed once the ticket is [reached](GuestTlb::is_reached): every
+//! vCPU is outside the guest or has entered it after the request, and an entry after a request
+//! flushes first. A vCPU announces itself before it reads the request counter, and the requester
+//! bumps the counter before it reads the announcements, each with a full fence between: one of
+//! the two always sees the other.
+
+use alloc::boxed::Box;
+use core::{marker::PhantomData, sync::atomic::AtomicU32 as StaticU32};
 
 use super::{GpaRange, HostPhysAddr};
+use crate::sync::{
+    Mutex,
+    atomic::{AtomicU64, AtomicUsize, Ordering, fence},
+};
 
 /// What tags a VM's entries in a TLB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestTag {
-    /// VMID (Arm, RISC-V) or VPID-like number; 0 is never given to a guest.
+    /// The VMID (Arm, RISC-V) or VPID; 0 is never given to a guest.
     pub vmid: u16,
     /// The root of the nested page table; EPT-derived entries are tagged with it.
     pub root: HostPhysAddr,
@@ -14,7 +29,8 @@ pub struct GuestTag {
 /// The hardware's instructions to invalidate entries that a nested page table gave rise to.
 ///
 /// Each function returns when the invalidation is complete on the CPUs it reaches: a later entry
-/// into a guest there uses no invalidated entry, nor anything cached from the walk to it.
+/// into a guest there uses no invalidated entry, nor anything cached from the walk to it. Stores
+/// to the table that precede the call are visible to the walkers before.
 pub trait NestedTlb: 'static {
     /// Whether `flush_range` and `flush_guest` reach every physical CPU (Arm's inner-shareable
     /// TLBI does). Otherwise they reach this CPU only, and the crate makes the others flush
@@ -33,9 +49,307 @@ pub trait NestedTlb: 'static {
     fn flush_all();
 }
 
-/// PLACEHOLDER
-pub struct VmidAllocator(u32);
+/// A VMID together with the generation it was given in; only VMIDs of the present generation may
+/// be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vmid {
+    /// The number for the hardware.
+    pub id: u16,
+    /// Counts how often the numbers ran out; from 1.
+    pub generation: u64,
+}
+
+impl Vmid {
+    const NONE: u64 = 0;
+
+    const fn pack(self) -> u64 {
+        self.generation << 16 | self.id as u64
+    }
+
+    const fn unpack(packed: u64) -> Self {
+        Self { id: packed as u16, generation: packed >> 16 }
+    }
+}
+
+/// Hands out VMIDs. When the numbers run out a new generation begins: every VM gets a new VMID at
+/// its next entry, and every CPU empties its TLB before it uses one.
+pub struct VmidAllocator {
+    /// The highest number; 0 is the host's.
+    max: StaticU32,
+    generation: core::sync::atomic::AtomicU64,
+    last: spin::Mutex<u32>,
+}
+
 impl VmidAllocator {
-    /// PLACEHOLDER
-    pub const fn new(bits: u32) -> Self { Self(bits) }
+    /// Numbers of `bits` bits, 1 to 16; a value outside is taken as the nearest inside.
+    pub const fn new(bits: u32) -> Self {
+        Self {
+            max: StaticU32::new(Self::highest(bits)),
+            generation: core::sync::atomic::AtomicU64::new(1),
+            last: spin::Mutex::new(0),
+        }
+    }
+
+    const fn highest(bits: u32) -> u32 {
+        let bits = if bits < 1 {
+            1
+        } else if bits > 16 {
+            16
+        } else {
+            bits
+        };
+        (1 << bits) - 1
+    }
+
+    /// Narrows the numbers to what a CPU turned out to implement.
+    pub fn limit_bits(&self, bits: u32) {
+        self.max.fetch_min(Self::highest(bits), Ordering::Relaxed);
+    }
+
+    /// The present generation.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// A VMID that no other VM has in the present generation.
+    pub fn allocate(&self) -> Vmid {
+        let mut last = self.last.lock();
+        let mut generation = self.generation.load(Ordering::Relaxed);
+        if *last >= self.max.load(Ordering::Relaxed) {
+            generation += 1;
+            *last = 0;
+            self.generation.store(generation, Ordering::Release);
+        }
+        *last += 1;
+        // At most 16 bits: `last` never exceeds `max`.
+        Vmid { id: *last as u16, generation }
+    }
+}
+
+/// A request for an invalidation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(u64);
+
+impl Ticket {
+    /// Later than any request: not reached while a vCPU is in the guest.
+    pub(crate) const LATEST: Self = Self(u64::MAX - INSIDE);
+}
+
+/// Presence of a vCPU: outside the guest; on its way in, having possibly seen no request at all;
+/// or inside, having seen every request up to `presence - INSIDE`.
+const OUTSIDE: u64 = 0;
+const ENTERING: u64 = 1;
+const INSIDE: u64 = 2;
+
+/// One vCPU's line. Padded: each is written by another CPU at each entry.
+#[repr(align(128))]
+struct Slot {
+    presence: AtomicU64,
+    /// The physical CPU, valid unless `OUTSIDE`.
+    pcpu: AtomicUsize,
+    /// The owner's note: where it last flushed, and up to which request.
+    flushed_on: AtomicUsize,
+    flushed_to: AtomicU64,
+}
+
+/// How many requests are remembered by range; who missed more flushes everything.
+const LOG: usize = 16;
+
+struct FlushLog {
+    /// Request `n` is at `n % LOG`; none stands for everything.
+    ranges: [Option<GpaRange>; LOG],
+    /// The newest request, equal to `requests` while the lock is held.
+    newest: u64,
+}
+
+/// The TLB entries of one VM, on all physical CPUs.
+pub(crate) struct GuestTlb<T> {
+    root: HostPhysAddr,
+    vmid: AtomicU64,
+    /// Requests so far.
+    requests: AtomicU64,
+    /// The request that came with the present VMID.
+    vmid_since: AtomicU64,
+    log: Mutex<FlushLog>,
+    slots: Box<[Slot]>,
+    tlb: PhantomData<fn() -> T>,
+}
+
+impl<T: NestedTlb> GuestTlb<T> {
+    pub(crate) fn new(root: HostPhysAddr, vcpus: usize) -> Self {
+        let slot = |_| Slot {
+            presence: AtomicU64::new(OUTSIDE),
+            pcpu: AtomicUsize::new(usize::MAX),
+            flushed_on: AtomicUsize::new(usize::MAX),
+            flushed_to: AtomicU64::new(0),
+        };
+        Self {
+            root,
+            vmid: AtomicU64::new(Vmid::NONE),
+            requests: AtomicU64::new(0),
+            vmid_since: AtomicU64::new(0),
+            log: Mutex::new(FlushLog { ranges: [None; LOG], newest: 0 }),
+            slots: (0..vcpus).map(slot).collect(),
+            tlb: PhantomData,
+        }
+    }
+
+    const fn tag(&self, vmid: Vmid) -> GuestTag {
+        GuestTag { vmid: vmid.id, root: self.root }
+    }
+
+    /// First half of an entry: the vCPU says that it is about to enter on `pcpu`. Whatever is
+    /// requested of it from now on, it sees either in what it reads after this call or by a kick.
+    #[inline]
+    pub(crate) fn announce(&self, vcpu: usize, pcpu: usize) {
+        if let Some(slot) = self.slots.get(vcpu) {
+            slot.pcpu.store(pcpu, Ordering::Relaxed);
+            slot.presence.store(ENTERING, Ordering::Release);
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// Second half: brings this CPU's TLB up to date and returns the VMID to use. The calling
+    /// CPU must be the announced one, and stay so until [`leave`](Self::leave).
+    #[inline]
+    pub(crate) fn enter(&self, vcpu: usize, pcpu: usize, cpus: &impl VmidUser) -> u16 {
+        // The counter before the VMID: who reads a new VMID late counts as one who has the old.
+        let mut seen = self.requests.load(Ordering::Acquire);
+        let mut vmid = Vmid::unpack(self.vmid.load(Ordering::Acquire));
+        if vmid.generation != cpus.allocator().generation() {
+            (seen, vmid) = self.renew(cpus.allocator());
+        }
+        if cpus.adopt_generation(pcpu, vmid.generation) {
+            T::flush_all();
+        }
+        if let Some(slot) = self.slots.get(vcpu) {
+            if !T::BROADCAST
+                && (slot.flushed_to.load(Ordering::Relaxed) != seen
+                    || slot.flushed_on.load(Ordering::Relaxed) != pcpu)
+            {
+                seen = self.catch_up(slot, pcpu, self.tag(vmid));
+            }
+            slot.presence.store(INSIDE + seen, Ordering::Release);
+        }
+        vmid.id
+    }
+
+    /// The vCPU is out of the guest.
+    #[inline]
+    pub(crate) fn leave(&self, vcpu: usize) {
+        if let Some(slot) = self.slots.get(vcpu) {
+            slot.presence.store(OUTSIDE, Ordering::Release);
+        }
+    }
+
+    /// The physical CPU in which the vCPU is in the guest or about to be.
+    pub(crate) fn inside(&self, vcpu: usize) -> Option<usize> {
+        let slot = self.slots.get(vcpu)?;
+        let out = slot.presence.load(Ordering::Acquire) == OUTSIDE;
+        (!out).then(|| slot.pcpu.load(Ordering::Relaxed))
+    }
+
+    #[cold]
+    fn renew(&self, vmids: &VmidAllocator) -> (u64, Vmid) {
+        let mut log = self.log.lock();
+        let old = Vmid::unpack(self.vmid.load(Ordering::Relaxed));
+        if old.generation == vmids.generation() {
+            return (log.newest, old);
+        }
+        let new = vmids.allocate();
+        // Vcpus still inside have the old VMID: a broadcast with the new one does not reach them,
+        // so the change itself is a request.
+        self.vmid.store(new.pack(), Ordering::Release);
+        let ticket = self.request(&mut log, None);
+        self.vmid_since.store(ticket.0, Ordering::Release);
+        (ticket.0, new)
+    }
+
+    /// Flushes what was requested since this vCPU's last flush on this CPU.
+    #[cold]
+    fn catch_up(&self, slot: &Slot, pcpu: usize, tag: GuestTag) -> u64 {
+        let log = self.log.lock();
+        let done = slot.flushed_to.load(Ordering::Relaxed);
+        let known = slot.flushed_on.load(Ordering::Relaxed) == pcpu
+            && log.newest - done <= LOG as u64
+            && (done..log.newest).all(|n| log.range(n + 1).is_some());
+        if known {
+            for range in (done..log.newest).filter_map(|n| log.range(n + 1)) {
+                T::flush_range(tag, range);
+            }
+        } else {
+            T::flush_guest(tag);
+        }
+        slot.flushed_to.store(log.newest, Ordering::Relaxed);
+        slot.flushed_on.store(pcpu, Ordering::Relaxed);
+        log.newest
+    }
+
+    /// Records a request in the log, which the caller has locked.
+    fn request(&self, log: &mut FlushLog, range: Option<GpaRange>) -> Ticket {
+        log.newest += 1;
+        if let Some(entry) = log.ranges.get_mut(log.newest as usize % LOG) {
+            *entry = range;
+        }
+        self.requests.store(log.newest, Ordering::Release);
+        Ticket(log.newest)
+    }
+
+    /// Requests that no entry for `range` be used any more, after the table was changed.
+    pub(crate) fn invalidate(&self, range: GpaRange) -> Ticket {
+        let ticket = self.request(&mut self.log.lock(), Some(range));
+        fence(Ordering::SeqCst);
+        if T::BROADCAST {
+            let vmid = self.vmid.load(Ordering::Acquire);
+            if vmid != Vmid::NONE {
+                T::flush_range(self.tag(Vmid::unpack(vmid)), range);
+            }
+        }
+        ticket
+    }
+
+    /// Invalidates one range on this CPU alone, after a fault that a stale entry caused.
+    pub(crate) fn flush_here(&self, range: GpaRange) {
+        let vmid = self.vmid.load(Ordering::Acquire);
+        T::flush_range(self.tag(Vmid::unpack(vmid)), range);
+    }
+
+    /// Whether no vCPU can use an entry from before the request any more.
+    pub(crate) fn is_reached(&self, ticket: Ticket) -> bool {
+        self.laggards(ticket).next().is_none()
+    }
+
+    /// Whether every request so far is reached.
+    pub(crate) fn all_reached(&self) -> bool {
+        self.is_reached(Ticket(self.requests.load(Ordering::Acquire)))
+    }
+
+    /// The physical CPUs that have not seen the request: kick them.
+    pub(crate) fn laggards(&self, ticket: Ticket) -> impl Iterator<Item = usize> {
+        // A broadcast reached all who run with the present VMID.
+        let needed = if T::BROADCAST {
+            ticket.0.min(self.vmid_since.load(Ordering::Acquire))
+        } else {
+            ticket.0
+        };
+        self.slots.iter().filter_map(move |slot| match slot.presence.load(Ordering::Acquire) {
+            OUTSIDE => None,
+            presence if presence >= INSIDE + needed => None,
+            _ => Some(slot.pcpu.load(Ordering::Relaxed)),
+        })
+    }
+}
+
+impl FlushLog {
+    fn range(&self, request: u64) -> Option<GpaRange> {
+        self.ranges.get(request as usize % LOG).copied().flatten()
+    }
+}
+
+/// The physical CPUs' side of VMIDs.
+pub(crate) trait VmidUser {
+    fn allocator(&self) -> &VmidAllocator;
+    /// Records that the calling CPU uses VMIDs of `generation` from now on; true when it did not
+    /// before, and its TLB must be emptied first.
+    fn adopt_generation(&self, pcpu: usize, generation: u64) -> bool;
 }

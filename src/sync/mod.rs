@@ -18,10 +18,10 @@ pub(crate) use spin::Mutex;
 #[cfg(loom)]
 pub(crate) use self::loom_types::Mutex;
 #[cfg(loom)]
-pub(crate) use loom::cell::UnsafeCell;
+pub(crate) use loom::cell::{MutPtr, UnsafeCell};
 
 #[cfg(not(loom))]
-pub(crate) use self::cell::UnsafeCell;
+pub(crate) use self::cell::{MutPtr, UnsafeCell};
 
 /// `core`'s cell with the two calls of loom's that the crate uses.
 #[cfg(not(loom))]

@@ -7,12 +7,12 @@ use axerrno::AxResult;
 
 use super::{
     Hardware, VcpuSpec,
-    exit::{Completion, DecodedAccess, GuestFault, MemFault, VcpuExit},
+    exit::{Completion, DecodedAccess, VcpuExit},
 };
 use crate::{
     irq::IrqHw,
     mm::{
-        GuestPhysAddr, HostPhysAddr,
+        GuestPhysAddr, HostPhysAddr, PageSize,
         npt::{Geometry, NptFormat},
         tlb::NestedTlb,
     },
@@ -41,8 +41,9 @@ pub trait AxArchVCpu: Sized + Send + 'static {
     /// Everything that a guest can observe of its vCPU, for reset, snapshot and migration.
     type State: Clone + Send;
 
-    /// Whether this machine can run such a vCPU, by CPUID or ID registers alone: harmless in a
-    /// user process.
+    /// Whether this machine can run such a vCPU. Asks CPUID or ID registers alone, harmless in a
+    /// user process; where an architecture has none for it (RISC-V), the bare-metal build probes
+    /// with traps caught, and any other says no.
     fn has_hardware_support() -> bool;
 
     /// The shape of the nested page table on this machine.
@@ -50,6 +51,11 @@ pub trait AxArchVCpu: Sized + Send + 'static {
     /// # Errors
     /// `Unsupported` when the hardware has no shape that the crate knows.
     fn npt_geometry() -> AxResult<Geometry>;
+
+    /// The largest leaf that the hardware takes.
+    fn max_leaf() -> PageSize {
+        PageSize::Size1G
+    }
 
     /// The backend's physical CPUs and VMIDs; always the same static.
     fn hardware() -> &'static Hardware;
@@ -95,13 +101,14 @@ pub trait AxArchVCpu: Sized + Send + 'static {
 
     /// Runs the guest until it exits. Host interrupts are masked before and after. Accesses that
     /// use the guest's translations (fetching an instruction, say) happen here and not later:
-    /// after `run` the VM may free what the hardware's TLB still knows.
+    /// after `run` the VM may free what the hardware's TLB still knows. Running with the last
+    /// exit unanswered executes its instruction again.
     ///
     /// # Errors
     /// A failure that is no exit; it goes to the host as it is.
     fn run(&mut self) -> AxResult<VcpuExit>;
 
-    /// Finishes the instruction of the last exit. Returns the next access of the same
+    /// Finishes the instruction of the last exit, program counter included. Returns the next access of the same
     /// instruction, if it has more than one (pairs, string moves, read-modify-write).
     ///
     /// # Errors
@@ -109,10 +116,10 @@ pub trait AxArchVCpu: Sized + Send + 'static {
     /// the exit.
     fn complete(&mut self, done: Completion) -> AxResult<Option<VcpuExit>>;
 
-    /// Decodes the instruction of a fault that came without one and turned out to be for a
-    /// device. None: it cannot be emulated, the guest gets a fault.
-    fn decode(&mut self, fault: &MemFault) -> Option<DecodedAccess> {
-        fault.insn
+    /// Decodes the instruction of the last exit, a fault that came without one and turned out to
+    /// be for a device. None: it cannot be emulated, the guest gets a fault.
+    fn decode(&mut self) -> Option<DecodedAccess> {
+        None
     }
 
     /// Sets a general-purpose register; a number that the architecture does not have is ignored.
@@ -120,12 +127,6 @@ pub trait AxArchVCpu: Sized + Send + 'static {
 
     /// Sets the register that holds a call's return value.
     fn set_return_value(&mut self, value: usize);
-
-    /// Queues an exception; taken at the next entry.
-    ///
-    /// # Errors
-    /// `ResourceBusy` when one is queued already.
-    fn inject_fault(&mut self, fault: GuestFault) -> AxResult;
 
     /// Offers an interrupt to the hardware for the next entry.
     ///
@@ -146,9 +147,17 @@ pub trait AxArchVCpu: Sized + Send + 'static {
     /// `InvalidInput` when the architecture cannot begin there.
     fn power_on(&mut self, entry: GuestPhysAddr, arg: u64) -> AxResult;
 
-    /// When the guest's own timers next want the vCPU to run, in nanoseconds of the host's clock.
+    /// When the guest's own timers next need the host to bring the vCPU back, in nanoseconds of
+    /// the host's clock. A deadline that is due is not reported: the backend shows it to the
+    /// guest at the next entry, and [`has_wakeup`](Self::has_wakeup) says so.
     fn next_deadline(&mut self) -> Option<u64> {
         None
+    }
+
+    /// Whether something of the vCPU's own, a timer that is due or a line that is up, would wake
+    /// it from waiting for an interrupt.
+    fn has_wakeup(&mut self) -> bool {
+        false
     }
 
     /// Reads the whole state.

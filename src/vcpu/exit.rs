@@ -113,7 +113,8 @@ pub enum AccessOp {
     Write(u64),
 }
 
-/// One load or store of a decoded instruction.
+/// One load or store of a decoded instruction. It begins at the reported address: a backend that
+/// sees an access cross into a page and fault there reports no decoded access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DecodedAccess {
     /// Its width.
@@ -208,6 +209,13 @@ pub enum VcpuExit {
 pub enum IpiTargets {
     /// These vCPUs.
     Set(super::CpuMask),
+    /// The vCPUs whose guest name is `base + n` for a bit `n` set in `mask` (SBI's hart mask).
+    Named {
+        /// The name of bit 0.
+        base: u64,
+        /// The bits.
+        mask: u64,
+    },
     /// Every vCPU, the sender excepted.
     AllButSelf,
     /// Every vCPU.
@@ -252,6 +260,8 @@ pub enum CpuUpError {
     AlreadyOn,
     /// It was started and has not run yet.
     OnPending,
+    /// It cannot begin there.
+    InvalidAddress,
 }
 
 /// Why [`run_vcpu`](crate::vm::AxVM::run_vcpu) returned.

@@ -1,17 +1,31 @@
-//! Virtual CPUs.
+//! Virtual CPUs: the object and its ownership, the backend traits, exits, counters, and what the
+//! crate knows of physical CPUs.
+//!
+//! A backend implements [`AxArchVCpu`]; a host touches [`AxVMPerCpu`] and looks at [`AxVCpu`].
 
 mod arch;
+mod attention;
+mod cell;
 mod exit;
 mod mask;
+mod pending;
 mod percpu;
+mod power;
+mod stats;
+
+pub(crate) use attention::Attention;
+pub(crate) use cell::Claim;
+pub(crate) use pending::Awaited;
 
 pub use arch::{AxArchPerCpu, AxArchVCpu};
+pub use cell::{AxVCpu, AxVCpuRef, BoundVCpu, VCpuState};
 pub use exit::{
     Access, AccessOp, AccessWidth, AxVCpuExitReason, Completion, CpuUpError, DecodedAccess,
     GuestFault, IpiTargets, LoadTarget, MemFault, Port, SysRegAddr, VcpuExit,
 };
 pub use mask::{CpuMask, MAX_VCPUS};
 pub use percpu::{AxVMPerCpu, Hardware, MAX_PCPUS};
+pub use stats::{ExitKind, VcpuEvent, VcpuStats};
 
 use crate::{config::VMInterruptMode, mm::GuestPhysAddr};
 

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use axerrno::{AxResult, ax_err};
 
 use super::{AxArchPerCpu, AxArchVCpu};
-use crate::mm::tlb::VmidAllocator;
+use crate::mm::tlb::{VmidAllocator, VmidUser};
 
 /// The number of physical CPUs that the crate can keep track of.
 pub const MAX_PCPUS: usize = 256;
@@ -46,9 +46,21 @@ impl Hardware {
         self.pcpus.get(pcpu).is_some_and(|cpu| cpu.enabled.load(Ordering::Relaxed))
     }
 
-    /// Records that the CPU, which is the calling one, uses VMIDs of `generation` from now on;
-    /// true when it did not before, and its TLB must be emptied first.
-    pub(crate) fn adopt_generation(&self, pcpu: usize, generation: u64) -> bool {
+    fn set_enabled(&self, pcpu: usize, enabled: bool) {
+        if let Some(cpu) = self.pcpus.get(pcpu) {
+            // A CPU that was off may have lost its TLB, or kept a stale one: empty it again.
+            cpu.vmid_generation.store(0, Ordering::Relaxed);
+            cpu.enabled.store(enabled, Ordering::Relaxed);
+        }
+    }
+}
+
+impl VmidUser for Hardware {
+    fn allocator(&self) -> &VmidAllocator {
+        &self.vmids
+    }
+
+    fn adopt_generation(&self, pcpu: usize, generation: u64) -> bool {
         let Some(cpu) = self.pcpus.get(pcpu) else { return true };
         // Only the CPU itself writes: no read-modify-write needed.
         let stale = cpu.vmid_generation.load(Ordering::Relaxed) != generation;
@@ -56,14 +68,6 @@ impl Hardware {
             cpu.vmid_generation.store(generation, Ordering::Relaxed);
         }
         stale
-    }
-
-    fn set_enabled(&self, pcpu: usize, enabled: bool) {
-        if let Some(cpu) = self.pcpus.get(pcpu) {
-            // A CPU that was off may have lost its TLB, or kept a stale one: empty it again.
-            cpu.vmid_generation.store(0, Ordering::Relaxed);
-            cpu.enabled.store(enabled, Ordering::Relaxed);
-        }
     }
 }
 

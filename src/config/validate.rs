@@ -1,0 +1,208 @@
+//! The checks behind [`AxVMConfig::validate`].
+
+use alloc::vec::Vec;
+
+use super::{
+    AxVMConfig, ConfigError, ConfigField,
+    ConfigValue::{Count, Hex},
+};
+use crate::{
+    device::EmuDeviceType,
+    mm::{ADDRESS_LIMIT, GpaRange, HostPhysAddr, MappingFlags, PAGE_SIZE_4K},
+    vcpu::MAX_VCPUS,
+};
+
+const fn field(name: &'static str) -> ConfigField {
+    ConfigField { entry: None, name }
+}
+
+const fn entry(list: &'static str, index: usize, name: &'static str) -> ConfigField {
+    ConfigField { entry: Some((list, index)), name }
+}
+
+impl AxVMConfig {
+    /// Checks the whole configuration.
+    ///
+    /// # Errors
+    /// The first error found; it names the field and the value.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_cpus()?;
+        let mut taken = self.memory_ranges()?;
+        for (range, _) in pass_through_ranges(self)? {
+            let field = ConfigField { entry: None, name: "pass_through_devices" };
+            insert(&mut taken, field, range)?;
+        }
+        for (index, device) in self.emu_devices.iter().enumerate() {
+            let at = |name| entry("emu_devices", index, name);
+            if EmuDeviceType::try_from(device.emu_type).is_err() {
+                let rule = "no such kind of device";
+                return Err(ConfigError::invalid(at("emu_type"), Hex(device.emu_type), rule));
+            }
+            // A device without registers in memory (ports only) has length 0.
+            if device.length != 0 {
+                let range = guest_range(at, device.base_gpa, device.length)?;
+                insert(&mut taken, at(""), range)?;
+            }
+        }
+        self.validate_forward()
+    }
+
+    fn validate_cpus(&self) -> Result<(), ConfigError> {
+        if !(1..=MAX_VCPUS).contains(&self.cpu_num) {
+            let rule = "a VM has 1 to 64 vCPUs";
+            return Err(ConfigError::invalid(field("cpu_num"), Count(self.cpu_num), rule));
+        }
+        let rule = "there must be one entry for each of cpu_num";
+        for (name, list) in
+            [("phys_cpu_ids", &self.phys_cpu_ids), ("phys_cpu_sets", &self.phys_cpu_sets)]
+        {
+            if let Some(list) = list
+                && list.len() != self.cpu_num
+            {
+                return Err(ConfigError::invalid(field(name), Count(list.len()), rule));
+            }
+        }
+        for (index, &id) in self.phys_cpu_ids.iter().flatten().enumerate() {
+            if self.phys_cpu_ids.iter().flatten().take(index).any(|&other| other == id) {
+                let at = entry("phys_cpu_ids", index, "");
+                return Err(ConfigError::invalid(at, Hex(id), "another vCPU has this id"));
+            }
+        }
+        for (index, &set) in self.phys_cpu_sets.iter().flatten().enumerate() {
+            if set == 0 {
+                let at = entry("phys_cpu_sets", index, "");
+                return Err(ConfigError::invalid(at, Hex(set), "no physical CPU is in the set"));
+            }
+        }
+        Ok(())
+    }
+
+    fn memory_ranges(&self) -> Result<Vec<GpaRange>, ConfigError> {
+        let mut taken = Vec::new();
+        for (index, region) in self.memory_regions.iter().enumerate() {
+            let at = |name| entry("memory_regions", index, name);
+            for (name, value) in [("gpa", region.gpa), ("size", region.size)] {
+                if value % PAGE_SIZE_4K != 0 {
+                    let rule = "must be a multiple of 4 KiB";
+                    return Err(ConfigError::invalid(at(name), Hex(value), rule));
+                }
+            }
+            let known = MappingFlags::from_bits(region.flags);
+            if !known.is_some_and(|flags| flags.contains(MappingFlags::READ)) {
+                let rule = "must be bits of MappingFlags, READ among them";
+                return Err(ConfigError::invalid(at("flags"), Hex(region.flags), rule));
+            }
+            let range = guest_range(at, region.gpa, region.size)?;
+            insert(&mut taken, at(""), range)?;
+        }
+        Ok(taken)
+    }
+
+    fn validate_forward(&self) -> Result<(), ConfigError> {
+        let rule = "the first is behind the last";
+        for (index, &(first, last)) in self.forward.ports.iter().enumerate() {
+            if first > last {
+                let at = entry("forward.ports", index, "");
+                return Err(ConfigError::invalid(at, Hex(first.into()), rule));
+            }
+        }
+        for (index, &(first, last)) in self.forward.sys_regs.iter().enumerate() {
+            if first > last {
+                let at = entry("forward.sys_regs", index, "");
+                return Err(ConfigError::invalid(at, Hex(first), rule));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A range that lies below the address limit; `at` names its fields.
+fn guest_range(
+    at: impl Fn(&'static str) -> ConfigField,
+    base: usize,
+    length: usize,
+) -> Result<GpaRange, ConfigError> {
+    if length == 0 {
+        return Err(ConfigError::invalid(at("length"), Hex(0), "must not be 0"));
+    }
+    GpaRange::new(base.into(), length)
+        .filter(|range| range.end().as_usize() <= ADDRESS_LIMIT)
+        .ok_or(ConfigError::invalid(at("length"), Hex(length), "ends beyond the address space"))
+}
+
+/// Adds a range that must not overlap those before it.
+fn insert(
+    taken: &mut Vec<GpaRange>,
+    field: ConfigField,
+    range: GpaRange,
+) -> Result<(), ConfigError> {
+    if taken.iter().any(|other| other.overlaps(range)) {
+        return Err(ConfigError::overlap(field, range, "overlaps another region or device"));
+    }
+    taken.push(range);
+    Ok(())
+}
+
+/// See [`AxVMConfig::pass_through_ranges`].
+pub(super) fn pass_through_ranges(
+    config: &AxVMConfig,
+) -> Result<Vec<(GpaRange, HostPhysAddr)>, ConfigError> {
+    let mut ranges: Vec<(GpaRange, HostPhysAddr)> = Vec::new();
+    for (index, device) in config.pass_through_devices.iter().enumerate() {
+        let at = |name| entry("pass_through_devices", index, name);
+        let range = guest_range(at, device.base_gpa, device.length)?;
+        if device.base_gpa % PAGE_SIZE_4K != device.base_hpa % PAGE_SIZE_4K {
+            let rule = "must have the same offset within its 4 KiB page as base_gpa";
+            return Err(ConfigError::invalid(at("base_hpa"), Hex(device.base_hpa), rule));
+        }
+        add_pages(&mut ranges, at, range, device.base_hpa)?;
+    }
+    for (index, &(base, length)) in config.pass_through_addresses.iter().enumerate() {
+        let at = |name| entry("pass_through_addresses", index, name);
+        let range = guest_range(at, base, length)?;
+        add_pages(&mut ranges, at, range, base)?;
+    }
+    Ok(ranges)
+}
+
+/// Adds the pages of a physical device, joined with those it touches at the same offset: two
+/// devices may share a page.
+fn add_pages(
+    ranges: &mut Vec<(GpaRange, HostPhysAddr)>,
+    at: impl Fn(&'static str) -> ConfigField,
+    range: GpaRange,
+    hpa: usize,
+) -> Result<(), ConfigError> {
+    let bad = |rule| ConfigError::invalid(at("base_hpa"), Hex(hpa), rule);
+    let cover = range.page_cover().ok_or(bad("ends beyond the address space"))?;
+    let base_hpa = hpa - hpa % PAGE_SIZE_4K;
+    if base_hpa.checked_add(cover.size()).is_none() {
+        return Err(bad("ends beyond the host's address space"));
+    }
+    let mut joined = (cover, base_hpa);
+    let mut conflict = None;
+    ranges.retain(|&(other, other_hpa)| {
+        let touches = other.start() <= joined.0.end() && joined.0.start() <= other.end();
+        let offset = |range: GpaRange, hpa: usize| hpa.wrapping_sub(range.start().as_usize());
+        let same = offset(other, other_hpa.as_usize()) == offset(joined.0, joined.1);
+        if touches && same {
+            let start = other.start().min(joined.0.start());
+            let end = other.end().max(joined.0.end());
+            joined = (
+                GpaRange::from_bounds(start, end).unwrap_or(joined.0),
+                other_hpa.as_usize().min(joined.1),
+            );
+            return false;
+        }
+        if other.overlaps(joined.0) {
+            conflict = Some(other);
+        }
+        true
+    });
+    if conflict.is_some() {
+        let rule = "shares pages with another device at another offset";
+        return Err(ConfigError::overlap(at(""), cover, rule));
+    }
+    ranges.push((joined.0, joined.1.into()));
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! Faults in the nested page table, and memory that is given at first use.
+
+use axerrno::{AxError, AxResult};
+use memory_addr::PAGE_SIZE_4K;
+use page_table_multiarch::{MappingFlags, PageSize};
+
+use super::{
+    AddrSpace, GpaRange, GuestPhysAddr,
+    frames::{give_back, take_zeroed},
+    npt::{NptFormat, TableReserve},
+    region::{Backing, Region},
+    space::Inner,
+    tlb::NestedTlb,
+};
+use crate::hal::AxVMHal;
+
+/// What a fault turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultOutcome {
+    /// The page was given to the guest: try again.
+    Populated,
+    /// The page is there, and allows the access: another vCPU was faster, or a TLB entry was
+    /// stale. Try again.
+    Spurious,
+    /// The region does not allow the access.
+    Denied,
+    /// No region is there.
+    Unmapped,
+}
+
+impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
+    /// Handles a guest's access to `gpa` that faulted; `access` is the permission it needs.
+    ///
+    /// A lazy region gets exactly one zeroed leaf. However many vCPUs fault on it together, they
+    /// get the same one.
+    ///
+    /// # Errors
+    /// `NoMemory` when the host has no frame; the guest may fault again later.
+    pub fn fault(&self, gpa: GuestPhysAddr, access: MappingFlags) -> AxResult<FaultOutcome> {
+        let outcome = self.inner.lock().populate(gpa, access)?;
+        if outcome == FaultOutcome::Spurious {
+            // This CPU may hold an entry from before the page was mapped, or was allowed more.
+            let page = GpaRange::new(gpa.page_base(), PAGE_SIZE_4K);
+            if let Some(page) = page {
+                self.tlb.flush_here(page);
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// As [`fault`](Self::fault): true when the guest may try again.
+    pub fn handle_page_fault(&self, gpa: GuestPhysAddr, access: MappingFlags) -> bool {
+        matches!(
+            self.fault(gpa, access),
+            Ok(FaultOutcome::Populated | FaultOutcome::Spurious)
+        )
+    }
+
+    /// Makes sure that RAM is mapped at `gpa`, for a copy by the host that needs `access`.
+    #[cold]
+    pub(super) fn populate_for_host(
+        &self,
+        gpa: GuestPhysAddr,
+        access: MappingFlags,
+    ) -> AxResult {
+        let mut inner = self.inner.lock();
+        let device = |region: &Region| region.flags.contains(MappingFlags::DEVICE);
+        if inner.regions.find(gpa).is_none_or(device) {
+            return Err(AxError::InvalidInput);
+        }
+        match inner.populate(gpa, access)? {
+            FaultOutcome::Populated | FaultOutcome::Spurious => Ok(()),
+            FaultOutcome::Denied | FaultOutcome::Unmapped => Err(AxError::InvalidInput),
+        }
+    }
+}
+
+impl<H: AxVMHal, F: NptFormat> Inner<H, F> {
+    fn populate(&mut self, gpa: GuestPhysAddr, access: MappingFlags) -> AxResult<FaultOutcome> {
+        let Some(region) = self.regions.find(gpa) else { return Ok(FaultOutcome::Unmapped) };
+        if !region.flags.contains(access) {
+            return Ok(FaultOutcome::Denied);
+        }
+        let Backing::Lazy(leaf) = region.backing else { return Ok(FaultOutcome::Spurious) };
+        let flags = region.flags;
+        let huge = aligned(gpa, leaf).filter(|range| {
+            leaf.is_huge() && region.range.contains_range(*range) && self.npt.is_vacant(*range)
+        });
+        if let Some(range) = huge
+            && self.map_new(range, flags, leaf)? == Some(FaultOutcome::Populated)
+        {
+            return Ok(FaultOutcome::Populated);
+        }
+        let page = aligned(gpa, PageSize::Size4K).ok_or(AxError::InvalidInput)?;
+        self.map_new(page, flags, PageSize::Size4K)?.ok_or(AxError::NoMemory)
+    }
+
+    /// Maps one new leaf; none when there is no frame of that size.
+    fn map_new(
+        &mut self,
+        range: GpaRange,
+        flags: MappingFlags,
+        leaf: PageSize,
+    ) -> AxResult<Option<FaultOutcome>> {
+        let needed = self.npt.tables_to_map(range, 0.into(), leaf);
+        let mut tables = TableReserve::new(needed)?;
+        let Some(hpa) = take_zeroed::<H::PagingHandler>(leaf) else { return Ok(None) };
+        if self.npt.map_page(range.start(), hpa, flags, leaf, &mut tables) {
+            return Ok(Some(FaultOutcome::Populated));
+        }
+        give_back::<H::PagingHandler>(hpa, leaf);
+        Ok(Some(FaultOutcome::Spurious))
+    }
+}
+
+/// The naturally aligned range of that size that holds `gpa`.
+fn aligned(gpa: GuestPhysAddr, size: PageSize) -> Option<GpaRange> {
+    let start = gpa.as_usize() & !(size as usize - 1);
+    GpaRange::new(start.into(), size as usize)
+}
