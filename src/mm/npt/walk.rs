@@ -1,0 +1,199 @@
+//! The owner of a nested page table, the handle for other threads, and translation.
+
+use core::{fmt, marker::PhantomData};
+
+use super::{
+    Geometry, MappingFlags, NptFormat, OutOfFrames, PageSize, Translation, leaf_size, release,
+    span,
+    table::{self, Slot, Table},
+};
+use crate::mm::{GpaRange, GuestPhysAddr, HostPhysAddr, PAGE_SIZE_4K, PagingHandler};
+
+/// Translates while the owner changes the table.
+pub struct NptView<F, P> {
+    root: HostPhysAddr,
+    geometry: Geometry,
+    format: PhantomData<fn() -> (F, P)>,
+}
+
+impl<F, P> Clone for NptView<F, P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F, P> Copy for NptView<F, P> {}
+
+impl<F: NptFormat, P: PagingHandler> NptView<F, P> {
+    /// Where `gpa` leads; none when nothing is mapped there.
+    ///
+    /// During a concurrent change the answer is the old or the new one; during a
+    /// [`split_at`](NestedPageTable::split_at) in a format with
+    /// [break-before-make](NptFormat::BREAK_BEFORE_MAKE) it may also be none, for a moment.
+    ///
+    /// # Safety
+    /// During the walk the page table is not dropped, and no [`Removed`](super::Removed) that it
+    /// handed out after the walk began is released.
+    #[inline]
+    pub unsafe fn translate(self, gpa: GuestPhysAddr) -> Option<Translation> {
+        let gpa = gpa.as_usize();
+        if gpa >> self.geometry.input_bits() != 0 {
+            return None;
+        }
+        // SAFETY: the root of a live page table; the caller promises that nothing reachable is
+        // freed meanwhile.
+        let root = unsafe { root::<P>(self.root, self.geometry) };
+        walk::<F, P>(root, gpa)
+    }
+}
+
+impl<F: NptFormat, P> fmt::Debug for NptView<F, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NptView({}, {:#x})", F::NAME, self.root)
+    }
+}
+
+#[inline(always)]
+fn walk<F: NptFormat, P: PagingHandler>(
+    mut table: Table<'_, P>,
+    gpa: usize,
+) -> Option<Translation> {
+    loop {
+        match table.slot::<F>(table.index(gpa)) {
+            Slot::Table(child) => table = child,
+            Slot::Leaf { pa, flags, .. } => return translation(pa, flags, gpa, table.level()),
+            Slot::Absent => return None,
+        }
+    }
+}
+
+#[inline(always)]
+fn translation(
+    pa: HostPhysAddr,
+    flags: MappingFlags,
+    gpa: usize,
+    level: usize,
+) -> Option<Translation> {
+    let size = leaf_size(level)?;
+    let offset = gpa & (span(level) - 1);
+    Some(Translation { hpa: HostPhysAddr::from_usize(pa.as_usize() | offset), flags, size })
+}
+
+/// # Safety
+/// `hpa` is the root of a page table of that geometry; during `'a` nothing reachable is freed.
+#[inline(always)]
+unsafe fn root<'a, P: PagingHandler>(hpa: HostPhysAddr, geometry: Geometry) -> Table<'a, P> {
+    // SAFETY: the owner allocated and zeroed a root of this many entries, and keeps the room's
+    // invariant below it.
+    unsafe { Table::at(hpa, geometry.levels() - 1, geometry.root_entries()) }
+}
+
+/// A nested page table. It owns the frames of its tables, not the pages that it maps.
+///
+/// Changes take `&mut self`; readers on other threads use a [`view`](Self::view). No change
+/// flushes a TLB, but for the break-before-make of [`split_at`](Self::split_at): the caller
+/// flushes after [`unmap`](Self::unmap) and [`protect`](Self::protect), before it maps anything
+/// else there, and before it releases what was removed.
+///
+/// Dropping it frees every table at once: no CPU may use the root any more, and no view may be
+/// used.
+pub struct NestedPageTable<F: NptFormat, P: PagingHandler> {
+    root: HostPhysAddr,
+    geometry: Geometry,
+    /// Frames of tables, the root's included.
+    pub(super) frames: usize,
+    format: PhantomData<fn() -> (F, P)>,
+}
+
+impl<F: NptFormat, P: PagingHandler> NestedPageTable<F, P> {
+    /// A page table that maps nothing.
+    ///
+    /// # Errors
+    /// When the host has no frames for the root, contiguous and aligned to its size.
+    pub fn new(geometry: Geometry) -> Result<Self, OutOfFrames> {
+        let frames = geometry.root_frames();
+        let root = P::alloc_frames(frames, geometry.root_size()).ok_or(OutOfFrames)?;
+        if root.as_usize() & (geometry.root_size() - 1) != 0 {
+            // Hardware would ignore the low bits of the address.
+            log::error!("nested page table: the host gave {root:#x} as root of {geometry:?}");
+            P::dealloc_frames(root, frames);
+            return Err(OutOfFrames);
+        }
+        // SAFETY: the frames have just been allocated, nobody else knows them.
+        unsafe { table::zero::<P>(root, frames) };
+        F::publish();
+        Ok(Self { root, geometry, frames, format: PhantomData })
+    }
+
+    /// The address of the root.
+    pub fn root(&self) -> HostPhysAddr {
+        self.root
+    }
+
+    /// The shape.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// A handle for other threads.
+    pub fn view(&self) -> NptView<F, P> {
+        NptView { root: self.root, geometry: self.geometry, format: PhantomData }
+    }
+
+    /// Where `gpa` leads; none when nothing is mapped there.
+    #[inline]
+    pub fn translate(&self, gpa: GuestPhysAddr) -> Option<Translation> {
+        // SAFETY: the owner is borrowed: it is not dropped, and what it handed out as removed
+        // before is not reachable from the root.
+        unsafe { self.view().translate(gpa) }
+    }
+
+    /// The number of 4 KiB frames that the tables occupy, the root included.
+    pub fn table_frames(&self) -> usize {
+        self.frames
+    }
+
+    /// The root, for as long as the caller's operation lasts.
+    pub(super) fn root_table<'a>(&self) -> Table<'a, P> {
+        // SAFETY: the room's operations use the table within a call on `&self` or `&mut self`,
+        // and free nothing (`release` takes only what is detached).
+        unsafe { root::<P>(self.root, self.geometry) }
+    }
+
+    /// The bounds of the pages that lie wholly in `range` and in the input range.
+    pub(super) fn bounds(&self, range: GpaRange) -> (usize, usize) {
+        let inside = self.geometry.input_range();
+        debug_assert!(range.is_aligned(PAGE_SIZE_4K), "{range:?} is not page aligned");
+        debug_assert!(inside.contains_range(range), "{range:?} exceeds {inside:?}");
+        let end = range.end().as_usize().min(inside.end().as_usize()) & !(PAGE_SIZE_4K - 1);
+        let start = range.start().as_usize().min(end).next_multiple_of(PAGE_SIZE_4K);
+        (start.min(end), end)
+    }
+
+    /// The level of the largest leaves that can map `gpa` to `hpa`.
+    pub(super) fn leaf_level(&self, gpa: usize, hpa: HostPhysAddr, max: PageSize) -> usize {
+        let mut level = super::level_within(max).min(self.geometry.levels() - 1);
+        while level > 0 && (gpa ^ hpa.as_usize()) & (span(level) - 1) != 0 {
+            level -= 1;
+        }
+        level
+    }
+}
+
+impl<F: NptFormat, P: PagingHandler> Drop for NestedPageTable<F, P> {
+    fn drop(&mut self) {
+        // SAFETY: by the type's contract nobody walks it any more; `self` is not used after.
+        unsafe { release::free_root::<F, P>(self.root_table(), self.geometry.root_frames()) };
+    }
+}
+
+impl<F: NptFormat, P: PagingHandler> fmt::Debug for NestedPageTable<F, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NestedPageTable")
+            .field("format", &F::NAME)
+            .field("root", &self.root)
+            .field("geometry", &self.geometry)
+            .field("frames", &self.frames)
+            .finish()
+    }
+}
