@@ -4,30 +4,25 @@ use alloc::{sync::Arc, vec::Vec};
 
 use axerrno::{AxError, AxResult};
 
-use super::{BaseDeviceOps, DeviceAddrRange, table::DeviceTable};
+use super::{
+    BaseDeviceOps, DeviceAddrRange,
+    table::{DeviceTable, with_capacity},
+};
 use crate::{sync::rcu::Snapshot, vcpu::AccessWidth};
 
 type Device<R> = Arc<dyn BaseDeviceOps<R>>;
 
-/// What became of a guest's access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Dispatch<T = ()> {
-    /// A device served it; a value read has no bit set above the width.
-    Served(T),
-    /// The device's handler failed.
-    Failed(AxError),
-    /// It lies in no device, or not wholly, or the device does not know that width.
-    Unclaimed,
-}
+/// [`AccessWidth::mask`] by width.
+const MASKS: [usize; 9] = {
+    let mut masks = [usize::MAX; 9];
+    masks[1] = 0xff;
+    masks[2] = 0xffff;
+    masks[4] = 0xffff_ffff;
+    masks
+};
 
-impl<T> Dispatch<T> {
-    pub(super) fn into_result(self) -> AxResult<T> {
-        match self {
-            Self::Served(value) => Ok(value),
-            Self::Failed(error) => Err(error),
-            Self::Unclaimed => Err(AxError::NotFound),
-        }
-    }
+fn mask(width: AccessWidth) -> usize {
+    MASKS.get(width.size()).copied().unwrap_or(usize::MAX)
 }
 
 /// The devices behind one kind of address.
@@ -43,18 +38,31 @@ impl<R: DeviceAddrRange> Bus<R> {
         self.0.last_slot()
     }
 
-    /// A guest's read. `slot` is the vCPU's number, or [`host`](Self::host).
+    /// A read on vCPU `slot`, or by the [`host`](Self::host). The value has no bit set above the
+    /// width. An access that lies in no device, or not wholly, or whose width the device does
+    /// not take, is answered by `unclaimed`; every error but that one's is the device's.
     #[inline]
-    pub(crate) fn read(&self, slot: usize, addr: R::Addr, width: AccessWidth) -> Dispatch<usize> {
+    pub(crate) fn read(
+        &self,
+        slot: usize,
+        addr: R::Addr,
+        width: AccessWidth,
+        unclaimed: impl FnOnce() -> AxResult<usize>,
+    ) -> AxResult<usize> {
         let table = self.0.read(slot);
-        let Some(device) = table.find(addr, width) else { return Dispatch::Unclaimed };
-        match device.handle_read(addr, width) {
-            Ok(value) => Dispatch::Served(value & width.mask() as usize),
-            Err(error) => Dispatch::Failed(error),
+        let Some(device) = table.find(addr, width) else {
+            drop(table);
+            return unclaimed();
+        };
+        // In place: the device's result is the caller's, nothing is copied.
+        let mut result = device.handle_read(addr, width);
+        if let Ok(value) = &mut result {
+            *value &= mask(width);
         }
+        result
     }
 
-    /// A guest's write. `slot` is the vCPU's number, or [`host`](Self::host).
+    /// A write, like [`read`](Self::read). Bits of the value above the width are ignored.
     #[inline]
     pub(crate) fn write(
         &self,
@@ -62,12 +70,15 @@ impl<R: DeviceAddrRange> Bus<R> {
         addr: R::Addr,
         width: AccessWidth,
         value: usize,
-    ) -> Dispatch {
+        unclaimed: impl FnOnce() -> AxResult,
+    ) -> AxResult {
         let table = self.0.read(slot);
-        let Some(device) = table.find(addr, width) else { return Dispatch::Unclaimed };
-        match device.handle_write(addr, width, value & width.mask() as usize) {
-            Ok(()) => Dispatch::Served(()),
-            Err(error) => Dispatch::Failed(error),
+        match table.find(addr, width) {
+            Some(device) => device.handle_write(addr, width, value & mask(width)),
+            None => {
+                drop(table);
+                unclaimed()
+            }
         }
     }
 
@@ -90,7 +101,10 @@ impl<R: DeviceAddrRange> Bus<R> {
     }
 
     pub(super) fn sorted(&self) -> AxResult<Vec<Device<R>>> {
-        self.0.read(self.host()).sorted()
+        let table = self.0.read(self.host());
+        let mut devices = with_capacity(table.iter().len())?;
+        devices.extend(table.iter().cloned());
+        Ok(devices)
     }
 
     pub(super) fn reset(&self) {

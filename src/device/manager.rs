@@ -84,7 +84,7 @@ impl AxVmDevices {
     /// # Errors
     /// `NotFound` when no device serves the access; those of the device.
     pub fn handle_mmio_read(&self, addr: GuestPhysAddr, width: AccessWidth) -> AxResult<usize> {
-        self.mmio.read(self.mmio.host(), addr, width).into_result()
+        self.mmio.read(self.mmio.host(), addr, width, nothing)
     }
 
     /// Writes as a guest would, for the host. Bits of the value above the width are ignored.
@@ -97,7 +97,7 @@ impl AxVmDevices {
         width: AccessWidth,
         value: usize,
     ) -> AxResult {
-        self.mmio.write(self.mmio.host(), addr, width, value).into_result()
+        self.mmio.write(self.mmio.host(), addr, width, value, nothing)
     }
 
     /// Adds a device behind I/O ports.
@@ -135,7 +135,7 @@ impl AxVmDevices {
     /// # Errors
     /// `NotFound` when no device serves the access; those of the device.
     pub fn handle_port_read(&self, addr: Port, width: AccessWidth) -> AxResult<usize> {
-        self.ports.read(self.ports.host(), addr, width).into_result()
+        self.ports.read(self.ports.host(), addr, width, nothing)
     }
 
     /// Writes as a guest would, for the host. Bits of the value above the width are ignored.
@@ -143,7 +143,7 @@ impl AxVmDevices {
     /// # Errors
     /// `NotFound` when no device serves the access; those of the device.
     pub fn handle_port_write(&self, addr: Port, width: AccessWidth, value: usize) -> AxResult {
-        self.ports.write(self.ports.host(), addr, width, value).into_result()
+        self.ports.write(self.ports.host(), addr, width, value, nothing)
     }
 
     /// Adds a device behind system registers.
@@ -187,7 +187,7 @@ impl AxVmDevices {
     /// # Errors
     /// `NotFound` when no device serves the access; those of the device.
     pub fn handle_sys_reg_read(&self, addr: SysRegAddr, width: AccessWidth) -> AxResult<usize> {
-        self.sys_regs.read(self.sys_regs.host(), addr, width).into_result()
+        self.sys_regs.read(self.sys_regs.host(), addr, width, nothing)
     }
 
     /// Writes as a guest would, for the host. Bits of the value above the width are ignored.
@@ -200,7 +200,7 @@ impl AxVmDevices {
         width: AccessWidth,
         value: usize,
     ) -> AxResult {
-        self.sys_regs.write(self.sys_regs.host(), addr, width, value).into_result()
+        self.sys_regs.write(self.sys_regs.host(), addr, width, value, nothing)
     }
 
     /// Sets where channels between VMs are placed.
@@ -248,6 +248,11 @@ impl AxVmDevices {
             ivc.clear();
         }
     }
+}
+
+/// What the host gets for an access to nothing.
+fn nothing<T>() -> AxResult<T> {
+    Err(AxError::NotFound)
 }
 
 #[cfg(all(test, not(loom)))]

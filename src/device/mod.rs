@@ -13,7 +13,6 @@ mod manager;
 mod table;
 mod traits;
 
-pub(crate) use bus::{Bus, Dispatch};
 pub use manager::AxVmDevices;
 pub use traits::{
     BaseDeviceOps, BaseMmioDeviceOps, BasePortDeviceOps, BaseSysRegDeviceOps, DeviceAddrRange,

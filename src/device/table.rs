@@ -5,9 +5,9 @@ use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use axerrno::{AxError, AxResult, ax_err};
 
 use super::{BaseDeviceOps, DeviceAddrRange, WidthSet};
-use crate::vcpu::AccessWidth;
+use crate::{sync::direct_arc::DirectArc, vcpu::AccessWidth};
 
-/// A device with what a look-up needs of it, so that no virtual call is made for that.
+/// A device and what it said when it was added.
 struct Entry<R: DeviceAddrRange> {
     first: usize,
     last: usize,
@@ -21,38 +21,82 @@ impl<R: DeviceAddrRange> Clone for Entry<R> {
     }
 }
 
+/// What a look-up needs of an entry, worked out beforehand, on one cache line.
+#[repr(align(64))]
+struct Target<R: DeviceAddrRange> {
+    /// For each width, by its binary logarithm, the address from which on an access would leave
+    /// the range; 0 if the device does not take that width.
+    ends: [usize; 4],
+    device: DirectArc<dyn BaseDeviceOps<R>>,
+}
+
+impl<R: DeviceAddrRange> Target<R> {
+    fn new(entry: &Entry<R>) -> Self {
+        use AccessWidth::{Byte, Dword, Qword, Word};
+        let ends = [Byte, Word, Dword, Qword].map(|width| {
+            // The last address of all is in no range, so `+ 1` cannot overflow.
+            let end = (entry.last + 1).saturating_sub(R::reach(width));
+            if entry.widths.contains(width) { end } else { 0 }
+        });
+        Self { ends, device: entry.device.clone().into() }
+    }
+
+    /// What an address below the first device's finds: no access is legal.
+    fn nothing(first: &Entry<R>) -> Self {
+        Self { ends: [0; 4], device: first.device.clone().into() }
+    }
+}
+
 /// Devices whose ranges do not overlap.
 ///
-/// The entries form a complete binary search tree that is stored level by level (Eytzinger's
-/// layout): the children of node `k` are `2k` and `2k + 1`. Going down it is one comparison a
-/// level with no branch to mispredict, and the bounds check of the array is the end of the walk.
-/// Here the child `2k + 1` holds the *smaller* addresses, so that the comparison's carry goes
-/// straight into the index.
+/// Beside the sorted list there is an index for the dispatch: the first addresses as a complete
+/// binary search tree, stored level by level (Eytzinger's layout). Going down it is one
+/// comparison a level with no branch to mispredict; the array's bounds check is the end of the
+/// walk. It ends at a leaf that stands for the gap between two neighbours, and for each leaf the
+/// device below the gap is stored.
 pub(super) struct DeviceTable<R: DeviceAddrRange> {
-    /// The first addresses, apart from the entries so that a walk touches few cache lines. Node
-    /// 0 does not exist.
-    firsts: Vec<usize>,
-    /// The entry of node `k` is at `k - 1`.
+    /// By first address.
     entries: Vec<Entry<R>>,
+    /// Node `k` is at `k`; there is no node 0. The child `2k` holds the greater addresses, and
+    /// `2k + 1` the smaller ones.
+    nodes: Vec<usize>,
+    /// The leaf that a walk of `n` nodes reaches is `n + 1` to `2n + 1`; the first is at 0.
+    leaves: Vec<Target<R>>,
 }
 
 impl<R: DeviceAddrRange> DeviceTable<R> {
     /// A table without devices.
     pub(super) const fn new() -> Self {
-        Self { firsts: Vec::new(), entries: Vec::new() }
+        Self { entries: Vec::new(), nodes: Vec::new(), leaves: Vec::new() }
     }
 
     /// The device in whose range the whole access lies, if it can be accessed so.
     #[inline]
-    pub(super) fn find(
-        &self,
-        addr: R::Addr,
-        width: AccessWidth,
-    ) -> Option<&Arc<dyn BaseDeviceOps<R>>> {
+    pub(super) fn find(&self, addr: R::Addr, width: AccessWidth) -> Option<&dyn BaseDeviceOps<R>> {
         let addr = R::number(addr);
-        let entry = self.at_or_below(addr)?;
-        let left = entry.last.checked_sub(addr)?;
-        (left >= R::reach(width) && entry.widths.contains(width)).then_some(&entry.device)
+        let target = self.leaves.get(self.leaf(addr))?;
+        let end = target.ends.get(width.size().trailing_zeros() as usize)?;
+        (addr < *end).then_some(&*target.device)
+    }
+
+    /// The leaf of the greatest first address that is not above `addr`.
+    #[inline]
+    fn leaf(&self, addr: usize) -> usize {
+        let mut node = 1_usize;
+        while let Some(first) = self.nodes.get(node) {
+            node = node.wrapping_add(node).wrapping_add((addr < *first).into());
+        }
+        node.wrapping_sub(self.nodes.len())
+    }
+
+    /// The number of entries that begin at or below `addr`.
+    fn rank(&self, addr: usize) -> usize {
+        self.entries.partition_point(|entry| entry.first <= addr)
+    }
+
+    /// The last entry that begins at or below `addr`.
+    fn at_or_below(&self, addr: usize) -> Option<&Entry<R>> {
+        self.entries.get(self.rank(addr).checked_sub(1)?)
     }
 
     /// The device in whose range the address lies.
@@ -61,51 +105,31 @@ impl<R: DeviceAddrRange> DeviceTable<R> {
         self.at_or_below(addr).filter(|entry| addr <= entry.last).map(|entry| &entry.device)
     }
 
-    /// The entry with the greatest first address that is not above `addr`.
-    #[inline]
-    fn at_or_below(&self, addr: usize) -> Option<&Entry<R>> {
-        let mut node = 1_usize;
-        while let Some(first) = self.firsts.get(node) {
-            node = node.wrapping_add(node).wrapping_add((addr < *first).into());
-        }
-        // The path's bits are in `node`: 1 where it went to the smaller addresses. The last
-        // node that it left the other way is the one sought.
-        let node = node >> node.trailing_ones() >> 1;
-        self.entries.get(node.wrapping_sub(1))
-    }
-
     /// The devices, in the order of their addresses.
-    pub(super) fn sorted(&self) -> AxResult<Vec<Arc<dyn BaseDeviceOps<R>>>> {
-        let entries = self.sorted_entries(0)?;
-        let mut devices = with_capacity(entries.len())?;
-        devices.extend(entries.into_iter().map(|entry| entry.device));
-        Ok(devices)
-    }
-
-    /// Every device, in no particular order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<dyn BaseDeviceOps<R>>> {
+    pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<dyn BaseDeviceOps<R>>> {
         self.entries.iter().map(|entry| &entry.device)
     }
 
     /// The table with one more device.
     ///
     /// # Errors
-    /// `InvalidInput` for a range that ends before it begins, `AlreadyExists` when a device
-    /// answers for one of its addresses, `NoMemory`.
+    /// `InvalidInput` for a range that ends before it begins, or that holds the last of all
+    /// addresses; `AlreadyExists` when a device answers for one of its addresses; `NoMemory`.
     pub(super) fn with(&self, device: Arc<dyn BaseDeviceOps<R>>) -> AxResult<Box<Self>> {
         let (first, last) = device.address_range().bounds();
-        if first > last {
-            return ax_err!(InvalidInput, "device range ends before it begins");
+        if first > last || last == usize::MAX {
+            return ax_err!(InvalidInput, "not a device range");
         }
         // Ranges in the table are disjoint: if any overlaps, so does the last that begins before
         // the end of the new one.
         if self.at_or_below(last).is_some_and(|below| below.last >= first) {
             return ax_err!(AlreadyExists, "device ranges overlap");
         }
-        let mut entries = self.sorted_entries(1)?;
-        let place = entries.partition_point(|entry| entry.first < first);
-        entries.insert(place, Entry { first, last, widths: device.legal_widths(), device });
-        Self::from_sorted(&entries)
+        let mut entries = with_capacity(self.entries.len() + 1)?;
+        entries.extend(self.entries.iter().cloned());
+        let widths = device.legal_widths();
+        entries.insert(self.rank(first), Entry { first, last, widths, device });
+        Self::from_sorted(entries)
     }
 
     /// The table without the device whose range begins at `start`, and that device.
@@ -119,60 +143,47 @@ impl<R: DeviceAddrRange> DeviceTable<R> {
         let start = R::number(start);
         let gone = self.at_or_below(start).filter(|entry| entry.first == start);
         let gone = gone.ok_or(AxError::NotFound)?.device.clone();
-        let mut entries = self.sorted_entries(0)?;
-        entries.retain(|entry| entry.first != start);
-        Ok((Self::from_sorted(&entries)?, gone))
+        let mut entries = with_capacity(self.entries.len())?;
+        entries.extend(self.entries.iter().filter(|entry| entry.first != start).cloned());
+        Ok((Self::from_sorted(entries)?, gone))
     }
 
-    fn sorted_entries(&self, more: usize) -> AxResult<Vec<Entry<R>>> {
-        let mut entries = with_capacity(self.entries.len() + more)?;
-        entries.extend(self.entries.iter().cloned());
-        entries.sort_unstable_by_key(|entry| entry.first);
-        Ok(entries)
-    }
+    fn from_sorted(entries: Vec<Entry<R>>) -> AxResult<Box<Self>> {
+        let count = entries.len();
+        let mut table =
+            Self { entries, nodes: with_capacity(count + 1)?, leaves: with_capacity(count + 1)? };
+        table.nodes.resize(count + 1, 0);
+        fill(&mut table.nodes, 1, &mut table.entries.iter().map(|entry| entry.first));
 
-    fn from_sorted(sorted: &[Entry<R>]) -> AxResult<Box<Self>> {
-        let mut table = Self {
-            firsts: with_capacity(sorted.len() + 1)?,
-            entries: with_capacity(sorted.len())?,
-        };
-        table.firsts.push(0);
-        for node in 1..=sorted.len() {
-            let entry = sorted.get(rank(node, sorted.len())).ok_or(AxError::BadState)?;
-            table.firsts.push(entry.first);
-            table.entries.push(entry.clone());
+        let Some(lowest) = table.entries.first() else { return Ok(Box::new(table)) };
+        let mut leaves = with_capacity(count + 1)?;
+        // Whatever lies below every device turns to the smaller addresses at every node.
+        let mut below = 1;
+        while below <= count {
+            below = 2 * below + 1;
         }
+        leaves.push((below - table.nodes.len(), Target::nothing(lowest)));
+        leaves.extend(
+            table.entries.iter().map(|entry| (table.leaf(entry.first), Target::new(entry))),
+        );
+        leaves.sort_unstable_by_key(|(leaf, _)| *leaf);
+        table.leaves.extend(leaves.into_iter().map(|(_, target)| target));
         Ok(Box::new(table))
     }
 }
 
-/// How many of `count` nodes hold smaller addresses than `node`, 1 to `count`.
-fn rank(node: usize, count: usize) -> usize {
-    // Those in the subtree of the smaller child, and, wherever the path from the root went to
-    // the greater addresses, the node it left and that one's smaller child's subtree.
-    let mut smaller = subtree(2 * node + 1, count);
-    let mut at = node;
-    while at > 1 {
-        if at & 1 == 0 {
-            smaller += 1 + subtree(at + 1, count);
+/// Fills the subtree of `node` in order. As deep as the tree: the logarithm of its size.
+fn fill(nodes: &mut [usize], node: usize, sorted: &mut impl Iterator<Item = usize>) {
+    if node < nodes.len() {
+        fill(nodes, 2 * node + 1, sorted);
+        if let (Some(place), Some(first)) = (nodes.get_mut(node), sorted.next()) {
+            *place = first;
         }
-        at >>= 1;
+        fill(nodes, 2 * node, sorted);
     }
-    smaller
 }
 
-/// The number of nodes, of `count` in all, in the subtree of `root`.
-fn subtree(root: usize, count: usize) -> usize {
-    let (mut first, mut width, mut nodes) = (root, 1, 0);
-    while first <= count {
-        nodes += width.min(count - first + 1);
-        first *= 2;
-        width *= 2;
-    }
-    nodes
-}
-
-fn with_capacity<T>(capacity: usize) -> AxResult<Vec<T>> {
+pub(super) fn with_capacity<T>(capacity: usize) -> AxResult<Vec<T>> {
     let mut vec = Vec::new();
     vec.try_reserve_exact(capacity).map_err(|_| AxError::NoMemory)?;
     Ok(vec)

@@ -14,13 +14,6 @@ use super::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
 #[repr(align(64))]
 struct Slot([AtomicUsize; 2]);
 
-impl Slot {
-    fn phase(&self, phase: usize) -> &AtomicUsize {
-        let [even, odd] = &self.0;
-        if phase & 1 == 0 { even } else { odd }
-    }
-}
-
 /// Grace periods: [`synchronize`](Self::synchronize) waits for every reader that came before it.
 ///
 /// A reader is counted in a slot, usually its CPU's or vCPU's; several may share one. Each
@@ -31,7 +24,9 @@ impl Slot {
 pub(crate) struct Epoch {
     /// A power of two of them.
     slots: Box<[Slot]>,
-    phase: AtomicUsize,
+    /// The first slot's count for the phase that new readers enter: what all slots have in
+    /// common, so that a reader need not work it out.
+    current: AtomicPtr<AtomicUsize>,
     writer: Turn,
 }
 
@@ -39,11 +34,14 @@ impl Epoch {
     /// An epoch with at least `slots` slots: the next power of two.
     pub(crate) fn new(slots: usize) -> Self {
         let slot = |_| Slot([AtomicUsize::new(0), AtomicUsize::new(0)]);
-        Self {
-            slots: (0..slots.next_power_of_two()).map(slot).collect(),
-            phase: AtomicUsize::new(0),
-            writer: Turn::new(),
-        }
+        let slots: Box<[Slot]> = (0..slots.next_power_of_two()).map(slot).collect();
+        let current = AtomicPtr::new(Self::first_count(&slots, 0));
+        Self { slots, current, writer: Turn::new() }
+    }
+
+    /// The first slot's count for `phase`, 0 or 1, as a pointer that may be moved to the others.
+    fn first_count(slots: &[Slot], phase: usize) -> *mut AtomicUsize {
+        slots.as_ptr().cast::<AtomicUsize>().wrapping_add(phase).cast_mut()
     }
 
     /// The last slot's number.
@@ -55,10 +53,14 @@ impl Epoch {
     /// the number of slots.
     #[inline]
     pub(crate) fn enter(&self, slot: usize) -> EpochGuard<'_> {
-        // SAFETY: the length is a power of two, hence not 0, and `x & (len - 1) < len`.
-        let slot = unsafe { self.slots.get_unchecked(slot & (self.slots.len() - 1)) };
+        let offset = (slot & (self.slots.len() - 1)) * size_of::<Slot>();
         // A phase that is out of date only makes a writer wait longer: both are waited for.
-        let count = slot.phase(self.phase.load(Ordering::Relaxed));
+        let first = self.current.load(Ordering::Relaxed);
+        // SAFETY: `first` is a count of slot 0, derived from the whole slice. The length is a
+        // power of two, hence not 0, and `x & (len - 1) < len`: `offset` later is the same
+        // count of another slot. Counts are only used through shared references, and live as
+        // long as `self`.
+        let count = unsafe { &*first.byte_add(offset) };
         count.fetch_add(1, Ordering::Relaxed);
         // Pairs with the fence in `synchronize`: whichever of the two comes first, either the
         // writer sees this reader, or this reader sees all that the writer did before.
@@ -71,12 +73,13 @@ impl Epoch {
     pub(crate) fn synchronize(&self, mut relax: impl FnMut()) {
         let _turn = self.writer.take(&mut relax);
         fence(Ordering::SeqCst);
-        for _ in 0..2 {
-            let old = self.phase.fetch_xor(1, Ordering::Relaxed);
-            for slot in &self.slots {
+        // Away from phase 0 and back, so that phase 0 is always the one entered now.
+        for old in 0..2 {
+            self.current.store(Self::first_count(&self.slots, 1 - old), Ordering::Relaxed);
+            for Slot(counts) in &self.slots {
                 // The last reader's Release, and through it (a chain of read-modify-writes)
                 // every earlier one's, is acquired here.
-                while slot.phase(old).load(Ordering::Acquire) != 0 {
+                while counts.get(old).is_some_and(|count| count.load(Ordering::Acquire) != 0) {
                     relax();
                 }
             }
@@ -238,7 +241,8 @@ mod tests {
     #[test]
     fn synchronize_waits_for_a_reader_in_either_phase() {
         let epoch = Epoch::new(1);
-        for _ in 0..3 {
+        for phase in [0, 1, 0] {
+            epoch.current.store(Epoch::first_count(&epoch.slots, phase), Ordering::Relaxed);
             let mut guard = Some(epoch.enter(0));
             let mut waited = 0;
             epoch.synchronize(|| {
@@ -248,8 +252,6 @@ mod tests {
                 }
             });
             assert!(guard.is_none());
-            // Moves the phase on by an odd number.
-            epoch.phase.fetch_xor(1, Ordering::Relaxed);
         }
     }
 
