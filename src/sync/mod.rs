@@ -1,6 +1,9 @@
 //! Atomics, locks and cells, replaced by loom's under `--cfg loom`, so that the model checker
 //! runs the shipped types.
 
+pub(crate) mod direct_arc;
+pub(crate) mod rcu;
+
 pub(crate) mod atomic {
     #[cfg(not(loom))]
     pub(crate) use core::sync::atomic::{

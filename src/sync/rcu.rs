@@ -1,0 +1,388 @@
+//! Read-copy-update: readers of a table that changes rarely take no lock and write no cache line
+//! that another CPU reads, a writer replaces the whole table and waits until nobody uses the old
+//! one.
+//!
+//! **A thread must not call [`Epoch::synchronize`], [`Snapshot::update`] or
+//! [`Snapshot::replace`] while it holds a guard of the same epoch: it would wait for itself.**
+
+use alloc::boxed::Box;
+use core::{marker::PhantomData, ops::Deref, ptr::NonNull};
+
+use super::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
+
+/// The readers of one slot, on a cache line of its own: the count for each of the two phases.
+#[repr(align(64))]
+struct Slot([AtomicUsize; 2]);
+
+/// Grace periods: [`synchronize`](Self::synchronize) waits for every reader that came before it.
+///
+/// A reader is counted in a slot, usually its CPU's or vCPU's; several may share one. Each
+/// reader counts itself out where it counted itself in, so a slot that is seen at zero proves by
+/// itself that its earlier readers have left; the slots need not be zero at the same moment.
+/// New readers are sent to the phase that is not being waited for, so they cannot keep a writer
+/// waiting.
+pub(crate) struct Epoch {
+    /// A power of two of them.
+    slots: Box<[Slot]>,
+    /// The first slot's count for the phase that new readers enter: what all slots have in
+    /// common, so that a reader need not work it out.
+    current: AtomicPtr<AtomicUsize>,
+    writer: Turn,
+}
+
+impl Epoch {
+    /// An epoch with at least `slots` slots: the next power of two.
+    pub(crate) fn new(slots: usize) -> Self {
+        let slot = |_| Slot([AtomicUsize::new(0), AtomicUsize::new(0)]);
+        let slots: Box<[Slot]> = (0..slots.next_power_of_two()).map(slot).collect();
+        let current = AtomicPtr::new(Self::first_count(&slots, 0));
+        Self { slots, current, writer: Turn::new() }
+    }
+
+    /// The first slot's count for `phase`, 0 or 1, as a pointer that may be moved to the others.
+    fn first_count(slots: &[Slot], phase: usize) -> *mut AtomicUsize {
+        slots.as_ptr().cast::<AtomicUsize>().wrapping_add(phase).cast_mut()
+    }
+
+    /// The last slot's number.
+    pub(crate) fn last_slot(&self) -> usize {
+        self.slots.len() - 1
+    }
+
+    /// Counts a reader in, until the guard is dropped. Guards may nest. `slot` is taken modulo
+    /// the number of slots.
+    #[inline]
+    pub(crate) fn enter(&self, slot: usize) -> EpochGuard<'_> {
+        let offset = (slot & (self.slots.len() - 1)) * size_of::<Slot>();
+        // A phase that is out of date only makes a writer wait longer: both are waited for.
+        let first = self.current.load(Ordering::Relaxed);
+        // SAFETY: `first` is a count of slot 0, derived from the whole slice. The length is a
+        // power of two, hence not 0, and `x & (len - 1) < len`: `offset` later is the same
+        // count of another slot. Counts are only used through shared references, and live as
+        // long as `self`.
+        let count = unsafe { &*first.byte_add(offset) };
+        count.fetch_add(1, Ordering::Relaxed);
+        // Pairs with the fence in `synchronize`: whichever of the two comes first, either the
+        // writer sees this reader, or this reader sees all that the writer did before.
+        fence(Ordering::SeqCst);
+        EpochGuard { count }
+    }
+
+    /// Waits until every reader that entered before this call has left; calls `relax` while it
+    /// waits. What those readers did happens before the return.
+    pub(crate) fn synchronize(&self, mut relax: impl FnMut()) {
+        let _turn = self.writer.take(&mut relax);
+        fence(Ordering::SeqCst);
+        // Away from phase 0 and back, so that phase 0 is always the one entered now.
+        for old in 0..2 {
+            self.current.store(Self::first_count(&self.slots, 1 - old), Ordering::Relaxed);
+            for Slot(counts) in &self.slots {
+                // The last reader's Release, and through it (a chain of read-modify-writes)
+                // every earlier one's, is acquired here.
+                while counts.get(old).is_some_and(|count| count.load(Ordering::Acquire) != 0) {
+                    relax();
+                }
+            }
+        }
+    }
+}
+
+/// A reader that is counted in.
+pub(crate) struct EpochGuard<'a> {
+    count: &'a AtomicUsize,
+}
+
+impl Drop for EpochGuard<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// One writer at a time. A plain spin lock would not let the caller's `relax` run, and a host
+/// whose threads take turns would never come back to the one that holds it.
+struct Turn(AtomicBool);
+
+impl Turn {
+    fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    fn take(&self, mut relax: impl FnMut()) -> TurnGuard<'_> {
+        while self.0.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            relax();
+        }
+        TurnGuard(&self.0)
+    }
+}
+
+struct TurnGuard<'a>(&'a AtomicBool);
+
+impl Drop for TurnGuard<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// A value that is read without a lock and replaced as a whole.
+pub(crate) struct Snapshot<T: Send + Sync> {
+    /// Made by `Box::into_raw`, never null.
+    current: AtomicPtr<T>,
+    epoch: Epoch,
+    writer: Turn,
+    owns: PhantomData<Box<T>>,
+}
+
+impl<T: Send + Sync> Snapshot<T> {
+    /// A snapshot with at least `slots` reader slots.
+    pub(crate) fn new(value: T, slots: usize) -> Self {
+        Self {
+            current: AtomicPtr::new(Box::into_raw(Box::new(value))),
+            epoch: Epoch::new(slots),
+            writer: Turn::new(),
+            owns: PhantomData,
+        }
+    }
+
+    /// The last reader slot's number.
+    pub(crate) fn last_slot(&self) -> usize {
+        self.epoch.last_slot()
+    }
+
+    /// The value as it is now; it stays as it is, and alive, while the guard does. `slot` is
+    /// taken modulo the number of slots.
+    #[inline]
+    pub(crate) fn read(&self, slot: usize) -> SnapshotGuard<'_, T> {
+        let epoch = self.epoch.enter(slot);
+        // SAFETY: the pointer came from `Box::into_raw`, which is not null; Acquire, so its
+        // content is visible.
+        let value = unsafe { NonNull::new_unchecked(self.current.load(Ordering::Acquire)) };
+        SnapshotGuard { value, _epoch: epoch }
+    }
+
+    /// Replaces the value by what `next` makes of it; returns the old one when its last reader
+    /// has left, and calls `relax` while it waits. No other writer comes between. An error
+    /// leaves the value as it is.
+    ///
+    /// # Errors
+    /// Those of `next`.
+    pub(crate) fn update<E>(
+        &self,
+        mut relax: impl FnMut(),
+        next: impl FnOnce(&T) -> Result<Box<T>, E>,
+    ) -> Result<Box<T>, E> {
+        let _turn = self.writer.take(&mut relax);
+        // SAFETY: the current value is freed only after it was replaced, which only the thread
+        // that has the turn can do; the reference ends before that, below.
+        let new = next(unsafe { &*self.current.load(Ordering::Acquire) })?;
+        let old = self.current.swap(Box::into_raw(new), Ordering::AcqRel);
+        self.epoch.synchronize(relax);
+        // SAFETY: it came from `Box::into_raw` and is no longer reachable through `current`.
+        // Readers that loaded it entered the epoch before, and have left; writers load it only
+        // in their turn. So this is the only pointer to it.
+        Ok(unsafe { Box::from_raw(old) })
+    }
+
+    /// Replaces the value; returns the old one when its last reader has left, and calls `relax`
+    /// while it waits.
+    #[cfg(test)]
+    pub(crate) fn replace(&self, new: Box<T>, relax: impl FnMut()) -> Box<T> {
+        match self.update(relax, |_| Ok::<_, core::convert::Infallible>(new)) {
+            Ok(old) => old,
+            Err(never) => match never {},
+        }
+    }
+}
+
+impl<T: Send + Sync> Drop for Snapshot<T> {
+    fn drop(&mut self) {
+        // SAFETY: it came from `Box::into_raw`; guards borrow the snapshot, so none is left.
+        drop(unsafe { Box::from_raw(self.current.load(Ordering::Acquire)) });
+    }
+}
+
+/// A value that is being read.
+pub(crate) struct SnapshotGuard<'a, T> {
+    value: NonNull<T>,
+    _epoch: EpochGuard<'a>,
+}
+
+impl<T> Deref for SnapshotGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: it was the current value after the epoch was entered. Who replaces it waits,
+        // before freeing it, for this guard's epoch to be left.
+        unsafe { self.value.as_ref() }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::{
+        sync::atomic::{AtomicBool as Flag, Ordering::SeqCst},
+        thread,
+        vec::Vec,
+    };
+
+    #[test]
+    fn any_slot_number_is_taken_and_guards_nest() {
+        let epoch = Epoch::new(3);
+        assert_eq!(epoch.last_slot(), 3);
+        let outer = epoch.enter(usize::MAX);
+        let inner = epoch.enter(usize::MAX);
+        drop(outer);
+        drop(inner);
+        epoch.synchronize(|| panic!("nobody to wait for"));
+    }
+
+    #[test]
+    fn synchronize_waits_for_a_reader_in_either_phase() {
+        let epoch = Epoch::new(1);
+        for phase in [0, 1, 0] {
+            epoch.current.store(Epoch::first_count(&epoch.slots, phase), Ordering::Relaxed);
+            let mut guard = Some(epoch.enter(0));
+            let mut waited = 0;
+            epoch.synchronize(|| {
+                waited += 1;
+                if waited == 5 {
+                    guard = None;
+                }
+            });
+            assert!(guard.is_none());
+        }
+    }
+
+    #[test]
+    fn a_failed_update_changes_nothing() {
+        let snapshot = Snapshot::new(1, 1);
+        assert_eq!(snapshot.update(|| (), |_| Err::<Box<i32>, _>("no")).unwrap_err(), "no");
+        assert_eq!(*snapshot.read(0), 1);
+        assert_eq!(*snapshot.replace(Box::new(2), || ()), 1);
+        assert_eq!(*snapshot.read(0), 2);
+    }
+
+    #[test]
+    fn concurrent_updates_are_all_kept_and_readers_see_whole_values() {
+        let rounds = if cfg!(miri) { 20 } else { 2000 };
+        let snapshot = Snapshot::new(Vec::from([0u64; 8]), 2);
+        let done = Flag::new(false);
+        thread::scope(|scope| {
+            for slot in 0..2 {
+                let (snapshot, done) = (&snapshot, &done);
+                scope.spawn(move || {
+                    while !done.load(SeqCst) {
+                        let value = snapshot.read(slot);
+                        assert!(value.iter().all(|word| *word == value[0]));
+                    }
+                });
+            }
+            let writers = [0, 1].map(|_| {
+                scope.spawn(|| {
+                    for _ in 0..rounds {
+                        let next = |old: &Vec<u64>| {
+                            Ok::<_, ()>(Box::new(old.iter().map(|word| word + 1).collect()))
+                        };
+                        let mut old = snapshot.update(thread::yield_now, next).unwrap();
+                        old.fill(u64::MAX);
+                        old[0] = 0;
+                    }
+                })
+            });
+            for writer in writers {
+                writer.join().unwrap();
+            }
+            done.store(true, SeqCst);
+        });
+        assert_eq!(snapshot.read(0)[0], 2 * rounds);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::{cell::UnsafeCell, sync::Arc, thread};
+
+    /// A value that loom watches: a read that races with the owner's write is an error.
+    struct Watched(UnsafeCell<usize>);
+
+    // SAFETY: loom reports every access that races.
+    unsafe impl Sync for Watched {}
+
+    fn watched(value: usize) -> Watched {
+        Watched(UnsafeCell::new(value))
+    }
+
+    fn read(snapshot: &Snapshot<Watched>, slot: usize) -> usize {
+        let guard = snapshot.read(slot);
+        // SAFETY: nobody may write while the guard lives; loom checks it.
+        guard.0.with(|value| unsafe { *value })
+    }
+
+    /// Replaces the value and writes into the old one, as freeing it would.
+    fn replace(snapshot: &Snapshot<Watched>, value: usize) -> usize {
+        let old = snapshot.replace(Box::new(watched(value)), thread::yield_now);
+        // SAFETY: the box is owned, so no reader may have it; loom checks it.
+        old.0.with_mut(|old| unsafe { core::mem::replace(&mut *old, usize::MAX) })
+    }
+
+    fn model(check: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(check);
+    }
+
+    #[test]
+    fn loom_a_reader_never_sees_a_freed_value() {
+        model(|| {
+            let snapshot = Arc::new(Snapshot::new(watched(0), 2));
+            let readers: std::vec::Vec<_> = (0..2)
+                .map(|slot| {
+                    let snapshot = snapshot.clone();
+                    thread::spawn(move || assert!(read(&snapshot, slot) <= 2))
+                })
+                .collect();
+            assert_eq!(replace(&snapshot, 1), 0);
+            assert_eq!(replace(&snapshot, 2), 1);
+            for reader in readers {
+                reader.join().unwrap();
+            }
+            assert_eq!(read(&snapshot, 0), 2);
+        });
+    }
+
+    #[test]
+    fn loom_readers_that_share_a_slot_are_all_waited_for() {
+        model(|| {
+            let snapshot = Arc::new(Snapshot::new(watched(0), 1));
+            let other = snapshot.clone();
+            let reader = thread::spawn(move || {
+                let first = read(&other, 0);
+                assert!(first <= read(&other, 0), "a reader goes back in time");
+            });
+            assert!(replace(&snapshot, 1) == 0 && read(&snapshot, 0) == 1);
+            reader.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn loom_two_writers_keep_each_other_s_update() {
+        model(|| {
+            let snapshot = Arc::new(Snapshot::new(watched(0), 1));
+            let add = |snapshot: &Snapshot<Watched>| {
+                let next = |old: &Watched| {
+                    // SAFETY: the current value is only read; loom checks it.
+                    Ok::<_, ()>(Box::new(watched(old.0.with(|old| unsafe { *old }) + 1)))
+                };
+                drop(snapshot.update(thread::yield_now, next));
+            };
+            let other = snapshot.clone();
+            let writer = thread::spawn(move || add(&other));
+            add(&snapshot);
+            writer.join().unwrap();
+            assert_eq!(read(&snapshot, 0), 2);
+        });
+    }
+}
