@@ -23,6 +23,9 @@ mod soft_tlb;
 mod trace;
 mod walk;
 
+#[cfg(test)]
+mod guest_tests;
+
 pub use arena::{ARENA_BASE, Arena, JUNK, POISON};
 pub use execute::cpu_up_code;
 pub use format::{Ept, GStage, HwNpt, Stage2};
