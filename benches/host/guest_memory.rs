@@ -32,9 +32,8 @@ fn addresses() -> Vec<usize> {
 }
 
 fn vm_memory() {
-    let ranges: Vec<_> = (0..REGIONS)
-        .map(|region| (GuestAddress((region * STRIDE) as u64), REGION_SIZE))
-        .collect();
+    let ranges: Vec<_> =
+        (0..REGIONS).map(|region| (GuestAddress((region * STRIDE) as u64), REGION_SIZE)).collect();
     let memory = GuestMemoryMmap::<()>::from_ranges(&ranges).expect("anonymous memory");
     READ_U64
         .each("vm-memory", &addresses(), |gpa| memory.read_obj::<u64>(GuestAddress(gpa as u64)));

@@ -37,5 +37,7 @@ pub trait NestedTlb: 'static {
 pub struct VmidAllocator(u32);
 impl VmidAllocator {
     /// PLACEHOLDER
-    pub const fn new(bits: u32) -> Self { Self(bits) }
+    pub const fn new(bits: u32) -> Self {
+        Self(bits)
+    }
 }
