@@ -110,6 +110,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn fmt(_: &Options) -> Result<Passed> {
     run_quietly(&mut cargo(&["fmt", "--all", "--check"]))?;
+    run_quietly(&mut cargo(&["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))?;
     Ok(Passed::Ok)
 }
 
