@@ -20,7 +20,7 @@ const OURS: &str = "axvm";
 #[serde(untagged, deny_unknown_fields)]
 enum Line {
     Op { op: String, unit: String, limit: f64, pending: bool },
-    Dump { op: String, who: String, dump: String, divide: u64, pauses: u64 },
+    Dump { op: String, who: String, dump: String, divide: u64, pauses: u64, less: Option<String> },
     Value { op: String, who: String, value: f64 },
 }
 
@@ -102,12 +102,19 @@ fn rows(stdout: &str, dumps: &BTreeMap<String, f64>) -> Result<Vec<Row>> {
                 continue;
             }
             Line::Value { op, who, value } => (op, who, value),
-            Line::Dump { op, who, dump, divide, pauses } => {
-                let cost = dumps.get(&dump).with_context(|| format!("no dump {dump}: {line}"))?;
-                let net = cost - empty - pause * pauses as f64;
+            Line::Dump { op, who, dump, divide, pauses, less } => {
+                let cost = |dump: &String| {
+                    dumps.get(dump).with_context(|| format!("no dump {dump}: {line}"))
+                };
+                let less = match less {
+                    Some(less) => cost(&less)? - empty,
+                    None => 0.0,
+                };
+                let cost = cost(&dump)?;
+                let net = cost - empty - less - pause * pauses as f64;
                 match (op.as_str(), who.as_str()) {
                     ("", "empty") => empty = *cost,
-                    ("", "pauses") => pause = net_of_calibration(*cost, empty, pauses),
+                    ("", "pauses") => pause = (cost - empty) / pauses as f64,
                     _ => {}
                 }
                 (op, who, net / divide as f64)
@@ -130,10 +137,6 @@ fn rows(stdout: &str, dumps: &BTreeMap<String, f64>) -> Result<Vec<Row>> {
     }
     println!("(an empty region costs {empty}, an exclusion {pause:.2}: subtracted)");
     Ok(rows)
-}
-
-fn net_of_calibration(cost: f64, empty: f64, pauses: u64) -> f64 {
-    (cost - empty) / pauses as f64
 }
 
 fn print_table(rows: &[Row]) {
@@ -168,7 +171,53 @@ fn check(rows: &[Row]) -> Result<()> {
         })
         .collect();
     if !complaints.is_empty() {
-        bail!("over the limit:\n  {}", complaints.join("\n  "));
+        bail!("missing or over the limit:\n  {}", complaints.join("\n  "));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CALIBRATION: &str = r#"
+@bench {"op":"","who":"empty","dump":"a","divide":1,"pauses":0,"less":null}
+@bench {"op":"","who":"pauses","dump":"b","divide":1,"pauses":10,"less":null}
+"#;
+
+    fn joined(lines: &str) -> Result<Vec<Row>> {
+        let dumps = [("a", 6.0), ("b", 96.0), ("c", 1024.0), ("d", 206.0)];
+        let dumps = dumps.map(|(name, cost)| (name.to_owned(), cost)).into();
+        rows(&format!("noise\n{CALIBRATION}{lines}"), &dumps)
+    }
+
+    #[test]
+    fn a_figure_is_net_of_region_exclusions_and_baseline() -> Result<()> {
+        let rows = joined(
+            r#"@bench {"op":"x","unit":"instr","limit":80,"pending":false}
+@bench {"op":"x","who":"axvm","dump":"c","divide":10,"pauses":2,"less":"d"}
+@bench {"op":"x","who":"other","dump":"c","divide":10,"pauses":2,"less":null}"#,
+        )?;
+        assert_eq!(rows[0].value, Some(80.0));
+        assert_eq!(rows[0].peers["other"], 100.0);
+        check(&rows)
+    }
+
+    #[test]
+    fn a_figure_over_its_limit_fails() -> Result<()> {
+        let rows = joined(
+            r#"@bench {"op":"x","unit":"frames","limit":3,"pending":true}
+@bench {"op":"x","who":"axvm","value":4}"#,
+        )?;
+        assert!(check(&rows).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_figure_that_is_missing_fails_unless_it_is_pending() -> Result<()> {
+        let op = r#"@bench {"op":"x","unit":"instr","limit":3,"pending":"#;
+        check(&joined(&format!("{op}true}}"))?)?;
+        assert!(check(&joined(&format!("{op}false}}"))?).is_err());
+        Ok(())
+    }
 }
