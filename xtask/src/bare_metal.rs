@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::command::{answer, cargo, command, find, line, run_quietly, succeeds};
+use crate::command::{answer, cargo, command, find, line, run, run_quietly};
 use crate::setup;
 
 /// The bare-metal targets that the crate is built for.
@@ -27,7 +27,7 @@ pub(crate) fn toolchains() -> Result<()> {
         let mut add = command("rustup", &["target", "add"]);
         add.args(&missing);
         println!("the bare-metal targets are missing: {}", line(&add));
-        if succeeds(&mut add) {
+        if run(&mut add).is_ok() {
             return Ok(());
         }
         println!("rustup cannot fetch them; Debian's compiler will do");

@@ -129,7 +129,7 @@ fn doc(_: &Options) -> Result<Passed> {
 }
 
 fn test(_: &Options) -> Result<Passed> {
-    streamed(&mut cargo(&["test", "--workspace", "--all-features"]))
+    streamed(&mut cargo(&["test", "--workspace", "--all-features", "--no-fail-fast"]))
 }
 
 fn loom(_: &Options) -> Result<Passed> {
