@@ -1,0 +1,144 @@
+//! What the program tells `cargo xtask bench host`: lines of JSON after `@bench `.
+//!
+//! - `{"op": …, "unit": …, "limit": …, "pending": …}` declares an operation, in the table's order;
+//! - `{"op": …, "who": …, "dump": …, "divide": …, "pauses": …, "less": …}` says that the callgrind
+//!   dump of that name is one measurement of it, to be divided by the number of operations;
+//!   `less`, null or the name of another dump, is what to subtract first;
+//! - `{"op": …, "who": …, "value": …}` is a count that needed no callgrind.
+//!
+//! `who` is [`OURS`] or the name of a peer. Two dumps calibrate: see [`calibrate`].
+
+use std::cell::Cell;
+use std::hint::black_box;
+
+use crate::callgrind;
+
+/// The crate that the limits are for.
+#[allow(dead_code, reason = "until the first case of ours is written")]
+pub const OURS: &str = "axvm";
+
+/// An operation: a row of the table.
+pub struct Op {
+    /// What is done; the row's name.
+    pub name: &'static str,
+    /// What `value` counts.
+    pub unit: &'static str,
+    /// What ours may cost at most.
+    pub limit: f64,
+    /// There is no case of ours yet; without this, a missing one is an error.
+    pub pending: bool,
+}
+
+impl Op {
+    /// An operation measured in instructions.
+    pub const fn instr(name: &'static str, limit: f64) -> Self {
+        Self { name, unit: "instr", limit, pending: false }
+    }
+
+    /// An operation whose result is a count of frames.
+    pub const fn frames(name: &'static str, limit: f64) -> Self {
+        Self { name, unit: "frames", limit, pending: false }
+    }
+
+    /// The same, while there is no case of ours.
+    pub const fn pending(self) -> Self {
+        Self { pending: true, ..self }
+    }
+
+    fn declare(&self) {
+        let Self { name, unit, limit, pending } = self;
+        println!(
+            "@bench {{\"op\":{name:?},\"unit\":{unit:?},\"limit\":{limit},\"pending\":{pending}}}"
+        );
+    }
+
+    /// Measures `f`, which does the operation `count` times.
+    pub fn run(&self, who: &str, count: usize, f: impl FnOnce()) {
+        let region = Region::measure(f);
+        region.print(self.name, who, count, None);
+    }
+
+    /// Measures `f`, which does the operation `count` times, and subtracts what `other` costs:
+    /// a part of `f` that is not to count and cannot be [`callgrind::excluded`], such as the
+    /// zeroing of `count` frames. `other` runs first and excludes nothing.
+    #[allow(dead_code, reason = "until the case of a fault on a lazy page is written")]
+    pub fn run_less(&self, who: &str, count: usize, other: impl FnOnce(), f: impl FnOnce()) {
+        let other = Region::measure(other);
+        let region = Region::measure(f);
+        region.print(self.name, who, count, Some(&other));
+    }
+
+    /// Measures `f` on each of `inputs`. The loop itself costs some 6 instructions a round
+    /// (load, count, branch, and what keeps the optimiser from looking through): they are in
+    /// the figure, for every `who` alike.
+    pub fn each<I: Copy, R>(&self, who: &str, inputs: &[I], mut f: impl FnMut(I) -> R) {
+        self.run(who, inputs.len(), || {
+            for input in inputs {
+                black_box(f(black_box(*input)));
+            }
+        });
+    }
+
+    /// Reports a figure that was counted in the program.
+    pub fn value(&self, who: &str, value: usize) {
+        println!("@bench {{\"op\":{:?},\"who\":{who:?},\"value\":{value}}}", self.name);
+    }
+}
+
+/// Declares the rows of the table.
+pub fn declare(ops: &[&[Op]]) {
+    ops.iter().flat_map(|ops| ops.iter()).for_each(Op::declare);
+}
+
+/// Measures an empty region, and one with nothing but exclusions: what every other region is
+/// corrected by.
+pub fn calibrate() {
+    const PAIRS: usize = 1000;
+    Region::measure(|| {}).print("", "empty", 1, None);
+    let pauses = Region::measure(|| {
+        for _ in 0..PAIRS {
+            callgrind::excluded(|| {});
+        }
+    });
+    pauses.print("", "pauses", 1, None);
+}
+
+/// A region that was measured.
+struct Region {
+    name: String,
+    pauses: u64,
+}
+
+impl Region {
+    fn measure(f: impl FnOnce()) -> Self {
+        thread_local!(static NUMBER: Cell<u32> = const { Cell::new(0) });
+        let number = NUMBER.get();
+        NUMBER.set(number + 1);
+        let name = format!("region-{number}");
+        let pauses = callgrind::region(&name, f);
+        Self { name, pauses }
+    }
+
+    fn print(&self, op: &str, who: &str, count: usize, less: Option<&Self>) {
+        let Self { name, pauses } = self;
+        let less = less.map_or("null".to_owned(), |less| format!("{:?}", less.name));
+        println!(
+            "@bench {{\"op\":{op:?},\"who\":{who:?},\"dump\":{name:?},\"divide\":{count},\
+             \"pauses\":{pauses},\"less\":{less}}}"
+        );
+    }
+}
+
+/// A repeatable sequence of numbers below `bound`, in no order that a cache of the last result
+/// or a stride could serve (splitmix64).
+pub fn random_below(bound: usize) -> impl Iterator<Item = usize> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    std::iter::repeat_with(move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = state;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^= word >> 31;
+        ((u128::from(word) * bound as u128) >> 64) as usize
+    })
+}
