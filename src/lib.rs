@@ -5,6 +5,7 @@ extern crate alloc;
 #[cfg(any(test, loom))]
 extern crate std;
 
+pub mod arch;
 pub mod config;
 pub mod device;
 mod hal;

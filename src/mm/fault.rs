@@ -5,9 +5,9 @@ use memory_addr::PAGE_SIZE_4K;
 use page_table_multiarch::{MappingFlags, PageSize};
 
 use super::{
-    AddrSpace, GpaRange, GuestPhysAddr,
+    AddrSpace, GpaRange, GuestPhysAddr, HostPhysAddr,
     frames::{give_back, take_zeroed},
-    npt::{NptFormat, TableReserve},
+    npt::{NptFormat, OutOfFrames, TableReserve},
     region::{Backing, Region},
     space::Inner,
     tlb::NestedTlb,
@@ -83,33 +83,54 @@ impl<H: AxVMHal, F: NptFormat> Inner<H, F> {
         }
         let Backing::Lazy(leaf) = region.backing else { return Ok(FaultOutcome::Spurious) };
         let flags = region.flags;
-        let huge = aligned(gpa, leaf).filter(|range| {
-            leaf.is_huge() && region.range.contains_range(*range) && self.npt.is_vacant(*range)
-        });
-        if let Some(range) = huge
-            && self.map_new(range, flags, leaf)? == Some(FaultOutcome::Populated)
+        if leaf.is_huge()
+            && let Some(range) = aligned(gpa, leaf)
+            && region.range.contains_range(range)
+            && self.npt.is_vacant(range.start(), leaf)
+            && self.map_new(range.start(), flags, leaf)? == Some(true)
         {
             return Ok(FaultOutcome::Populated);
         }
-        let page = aligned(gpa, PageSize::Size4K).ok_or(AxError::InvalidInput)?;
-        self.map_new(page, flags, PageSize::Size4K)?.ok_or(AxError::NoMemory)
+        match self.map_new(gpa.page_base(), flags, PageSize::Size4K)? {
+            Some(true) => Ok(FaultOutcome::Populated),
+            Some(false) => Ok(FaultOutcome::Spurious),
+            // There was no frame; was one needed?
+            None if self.npt.translate(gpa).is_some() => Ok(FaultOutcome::Spurious),
+            None => Err(AxError::NoMemory),
+        }
     }
 
-    /// Maps one new leaf; none when there is no frame of that size.
+    /// Maps one new, zeroed leaf: true, or false when something is mapped there; none when there
+    /// is no frame of that size.
     fn map_new(
         &mut self,
-        range: GpaRange,
+        gpa: GuestPhysAddr,
         flags: MappingFlags,
-        leaf: PageSize,
-    ) -> AxResult<Option<FaultOutcome>> {
-        let needed = self.npt.tables_to_map(range, 0.into(), leaf);
-        let mut tables = TableReserve::new(needed)?;
-        let Some(hpa) = take_zeroed::<H::PagingHandler>(leaf) else { return Ok(None) };
-        if self.npt.map_page(range.start(), hpa, flags, leaf, &mut tables) {
-            return Ok(Some(FaultOutcome::Populated));
+        size: PageSize,
+    ) -> AxResult<Option<bool>> {
+        let Some(hpa) = take_zeroed::<H::PagingHandler>(size) else { return Ok(None) };
+        // Mostly all tables are there already.
+        let mapped = self
+            .npt
+            .map_page(gpa, hpa, flags, size, &mut TableReserve::empty())
+            .or_else(|_| self.map_with_tables(gpa, hpa, flags, size));
+        if mapped != Ok(true) {
+            give_back::<H::PagingHandler>(hpa, size);
         }
-        give_back::<H::PagingHandler>(hpa, leaf);
-        Ok(Some(FaultOutcome::Spurious))
+        Ok(Some(mapped?))
+    }
+
+    #[cold]
+    fn map_with_tables(
+        &mut self,
+        gpa: GuestPhysAddr,
+        hpa: HostPhysAddr,
+        flags: MappingFlags,
+        size: PageSize,
+    ) -> Result<bool, OutOfFrames> {
+        let range = GpaRange::new(gpa, size as usize).ok_or(OutOfFrames)?;
+        let needed = self.npt.tables_to_map(range, hpa, size);
+        self.npt.map_page(gpa, hpa, flags, size, &mut TableReserve::new(needed)?)
     }
 }
 

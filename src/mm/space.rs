@@ -11,6 +11,7 @@ use super::{
     frames::{FrameReserve, SplitChunks, give_back, zero},
     npt::{
         Geometry, Leaves, NestedPageTable, NptFormat, NptView, Removed, TableReserve, release,
+        release_tables,
     },
     region::{Backing, Origin, Region, Regions},
     tlb::{GuestTlb, NestedTlb, Ticket},
@@ -526,7 +527,7 @@ impl<H: AxVMHal, F: NptFormat> Inner<H, F> {
         for (from, to, leaf) in sections {
             for gpa in (from..to).step_by(leaf as usize) {
                 let Some(hpa) = frames.take(leaf) else { break };
-                if !self.npt.map_page(gpa.into(), hpa, flags, leaf, &mut tables) {
+                if self.npt.map_page(gpa.into(), hpa, flags, leaf, &mut tables) != Ok(true) {
                     give_back::<H::PagingHandler>(hpa, leaf);
                 }
             }
@@ -595,13 +596,16 @@ impl<H: AxVMHal, F: NptFormat> Inner<H, F> {
         let Self { chunks, taken, .. } = self;
         match garbage {
             Garbage::Table { removed, owned } => {
-                let leaves = if owned { Leaves::Report } else { Leaves::Ignore };
                 // SAFETY: the caller has seen that no vCPU has an entry from before the removal,
                 // and `settle` that no software walks the table any more.
                 unsafe {
-                    release::<F, H::PagingHandler>(removed, leaves, &mut |hpa, size| {
-                        chunks.free::<H::PagingHandler>(hpa, size);
-                    });
+                    if owned {
+                        release::<F, H::PagingHandler>(removed, &mut |hpa, size| {
+                            chunks.free::<H::PagingHandler>(hpa, size);
+                        });
+                    } else {
+                        release_tables::<F, H::PagingHandler>(removed);
+                    }
                 }
             }
             Garbage::Taken { index, bytes } => {

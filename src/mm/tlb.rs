@@ -49,7 +49,6 @@ pub trait NestedTlb: 'static {
     fn flush_all();
 }
 
-<<<<<<< HEAD
 /// A VMID together with the generation it was given in; only VMIDs of the present generation may
 /// be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -353,13 +352,4 @@ pub(crate) trait VmidUser {
     /// Records that the calling CPU uses VMIDs of `generation` from now on; true when it did not
     /// before, and its TLB must be emptied first.
     fn adopt_generation(&self, pcpu: usize, generation: u64) -> bool;
-=======
-/// PLACEHOLDER
-pub struct VmidAllocator(u32);
-impl VmidAllocator {
-    /// PLACEHOLDER
-    pub const fn new(bits: u32) -> Self {
-        Self(bits)
-    }
->>>>>>> tools
 }

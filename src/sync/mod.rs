@@ -4,6 +4,8 @@
 pub(crate) mod direct_arc;
 pub(crate) mod rcu;
 
+pub(crate) use rcu::Epoch;
+
 pub(crate) mod atomic {
     #[cfg(not(loom))]
     pub(crate) use core::sync::atomic::{

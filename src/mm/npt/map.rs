@@ -55,6 +55,18 @@ impl<F: NptFormat, P: PagingHandler> NestedPageTable<F, P> {
         F::publish();
     }
 
+    /// Whether nothing is mapped in the naturally aligned page of `size` that holds `gpa`.
+    pub fn is_vacant(&self, gpa: GuestPhysAddr, size: PageSize) -> bool {
+        let mut table = self.root_table();
+        while let Slot::Table(child) = table.slot::<F>(table.index(gpa.as_usize())) {
+            if table.level() <= super::level_within(size) {
+                return false;
+            }
+            table = child;
+        }
+        matches!(table.slot::<F>(table.index(gpa.as_usize())), Slot::Absent)
+    }
+
     /// Maps one page of `size`, 4 KiB or 2 MiB (or 1 GiB), unless something is mapped there:
     /// then it returns false. `gpa` and `hpa` are multiples of `size`.
     ///

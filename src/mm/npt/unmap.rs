@@ -6,10 +6,10 @@ use alloc::vec::Vec;
 use core::marker::PhantomData;
 
 use super::{
-    NestedPageTable, NptFormat, Removed, leaf_size,
+    NestedPageTable, NptFormat, PageSize, Removed, leaf_size,
     table::{Slot, Table},
 };
-use crate::mm::{GpaRange, PagingHandler};
+use crate::mm::{GpaRange, HostPhysAddr, PagingHandler};
 
 /// Whether [`NestedPageTable::unmap`] reports single leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,12 @@ impl<F: NptFormat, P: PagingHandler> NestedPageTable<F, P> {
         F::publish();
     }
 
+    /// Calls `f` with the address and size of every page that is mapped in `range`.
+    pub fn for_each_leaf(&self, range: GpaRange, f: &mut impl FnMut(HostPhysAddr, PageSize)) {
+        let (start, end) = self.bounds(range);
+        visit_leaves::<F, P>(self.root_table(), start, end, f);
+    }
+
     /// Unmaps everything, like [`unmap`](Self::unmap) of the whole input range.
     pub fn detach_all(&mut self, removed: &mut Vec<Removed>, leaves: Leaves) {
         self.unmap(self.geometry().input_range(), removed, leaves);
@@ -63,6 +69,21 @@ fn count_in<F: NptFormat, P: PagingHandler>(
             Slot::Table(_) | Slot::Leaf { .. } => 1,
         })
         .sum()
+}
+
+fn visit_leaves<F: NptFormat, P: PagingHandler>(
+    table: Table<'_, P>,
+    start: usize,
+    end: usize,
+    f: &mut impl FnMut(HostPhysAddr, PageSize),
+) {
+    for piece in table.pieces(start, end) {
+        match (table.slot::<F>(piece.index), leaf_size(table.level())) {
+            (Slot::Table(child), _) => visit_leaves::<F, P>(child, piece.start, piece.end, f),
+            (Slot::Leaf { pa, .. }, Some(size)) => f(pa, size),
+            _ => {}
+        }
+    }
 }
 
 struct Cut<'v, F> {
