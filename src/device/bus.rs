@@ -12,17 +12,8 @@ use crate::{sync::rcu::Snapshot, vcpu::AccessWidth};
 
 type Device<R> = Arc<dyn BaseDeviceOps<R>>;
 
-/// [`AccessWidth::mask`] by width.
-const MASKS: [usize; 9] = {
-    let mut masks = [usize::MAX; 9];
-    masks[1] = 0xff;
-    masks[2] = 0xffff;
-    masks[4] = 0xffff_ffff;
-    masks
-};
-
-fn mask(width: AccessWidth) -> usize {
-    MASKS.get(width.size()).copied().unwrap_or(usize::MAX)
+const fn mask(width: AccessWidth) -> usize {
+    width.mask() as usize
 }
 
 /// The devices behind one kind of address.
@@ -39,27 +30,18 @@ impl<R: DeviceAddrRange> Bus<R> {
     }
 
     /// A read on vCPU `slot`, or by the [`host`](Self::host). The value has no bit set above the
-    /// width. An access that lies in no device, or not wholly, or whose width the device does
-    /// not take, is answered by `unclaimed`; every error but that one's is the device's.
+    /// width. None when the access lies in no device, or not wholly, or the device does not take
+    /// its width; an error is the device's.
     #[inline]
     pub(crate) fn read(
         &self,
         slot: usize,
         addr: R::Addr,
         width: AccessWidth,
-        unclaimed: impl FnOnce() -> AxResult<usize>,
-    ) -> AxResult<usize> {
+    ) -> Option<AxResult<usize>> {
         let table = self.0.read(slot);
-        let Some(device) = table.find(addr, width) else {
-            drop(table);
-            return unclaimed();
-        };
-        // In place: the device's result is the caller's, nothing is copied.
-        let mut result = device.handle_read(addr, width);
-        if let Ok(value) = &mut result {
-            *value &= mask(width);
-        }
-        result
+        let value = table.find(addr, width)?.handle_read(addr, width);
+        Some(value.map(|value| value & mask(width)))
     }
 
     /// A write, like [`read`](Self::read). Bits of the value above the width are ignored.
@@ -70,16 +52,9 @@ impl<R: DeviceAddrRange> Bus<R> {
         addr: R::Addr,
         width: AccessWidth,
         value: usize,
-        unclaimed: impl FnOnce() -> AxResult,
-    ) -> AxResult {
+    ) -> Option<AxResult> {
         let table = self.0.read(slot);
-        match table.find(addr, width) {
-            Some(device) => device.handle_write(addr, width, value & mask(width)),
-            None => {
-                drop(table);
-                unclaimed()
-            }
-        }
+        Some(table.find(addr, width)?.handle_write(addr, width, value & mask(width)))
     }
 
     pub(super) fn add(&self, device: Device<R>, relax: fn()) -> AxResult {
@@ -94,6 +69,11 @@ impl<R: DeviceAddrRange> Bus<R> {
             Ok::<_, AxError>(rest)
         })?;
         removed.ok_or(AxError::NotFound)
+    }
+
+    /// Whether a device answers for an address from `first` to `last`.
+    pub(super) fn overlaps(&self, first: usize, last: usize) -> bool {
+        self.0.read(self.host()).overlaps(first, last)
     }
 
     pub(super) fn at(&self, addr: R::Addr) -> Option<Device<R>> {

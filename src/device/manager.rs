@@ -66,6 +66,11 @@ impl AxVmDevices {
         self.mmio.remove(start, self.relax)
     }
 
+    /// Whether a device answers for an address in `range`.
+    pub(crate) fn overlaps_mmio(&self, range: GpaRange) -> bool {
+        self.mmio.overlaps(range.start().as_usize(), range.end().as_usize() - 1)
+    }
+
     /// The device that answers for the guest-physical address.
     pub fn find_mmio_dev(&self, addr: GuestPhysAddr) -> Option<Arc<dyn BaseDeviceOps<GpaRange>>> {
         self.mmio.at(addr)
@@ -84,7 +89,7 @@ impl AxVmDevices {
     /// # Errors
     /// `NotFound` when no device serves the access; those of the device.
     pub fn handle_mmio_read(&self, addr: GuestPhysAddr, width: AccessWidth) -> AxResult<usize> {
-        self.mmio.read(self.mmio.host(), addr, width, nothing)
+        self.mmio.read(self.mmio.host(), addr, width).unwrap_or(Err(AxError::NotFound))
     }
 
     /// Writes as a guest would, for the host. Bits of the value above the width are ignored.
@@ -97,7 +102,7 @@ impl AxVmDevices {
         width: AccessWidth,
         value: usize,
     ) -> AxResult {
-        self.mmio.write(self.mmio.host(), addr, width, value, nothing)
+        self.mmio.write(self.mmio.host(), addr, width, value).unwrap_or(Err(AxError::NotFound))
     }
 
     /// Adds a device behind I/O ports.
@@ -135,7 +140,7 @@ impl AxVmDevices {
     /// # Errors
     /// `NotFound` when no device serves the access; those of the device.
     pub fn handle_port_read(&self, addr: Port, width: AccessWidth) -> AxResult<usize> {
-        self.ports.read(self.ports.host(), addr, width, nothing)
+        self.ports.read(self.ports.host(), addr, width).unwrap_or(Err(AxError::NotFound))
     }
 
     /// Writes as a guest would, for the host. Bits of the value above the width are ignored.
@@ -143,7 +148,7 @@ impl AxVmDevices {
     /// # Errors
     /// `NotFound` when no device serves the access; those of the device.
     pub fn handle_port_write(&self, addr: Port, width: AccessWidth, value: usize) -> AxResult {
-        self.ports.write(self.ports.host(), addr, width, value, nothing)
+        self.ports.write(self.ports.host(), addr, width, value).unwrap_or(Err(AxError::NotFound))
     }
 
     /// Adds a device behind system registers.
@@ -187,7 +192,7 @@ impl AxVmDevices {
     /// # Errors
     /// `NotFound` when no device serves the access; those of the device.
     pub fn handle_sys_reg_read(&self, addr: SysRegAddr, width: AccessWidth) -> AxResult<usize> {
-        self.sys_regs.read(self.sys_regs.host(), addr, width, nothing)
+        self.sys_regs.read(self.sys_regs.host(), addr, width).unwrap_or(Err(AxError::NotFound))
     }
 
     /// Writes as a guest would, for the host. Bits of the value above the width are ignored.
@@ -200,7 +205,7 @@ impl AxVmDevices {
         width: AccessWidth,
         value: usize,
     ) -> AxResult {
-        self.sys_regs.write(self.sys_regs.host(), addr, width, value, nothing)
+        self.sys_regs.write(self.sys_regs.host(), addr, width, value).unwrap_or(Err(AxError::NotFound))
     }
 
     /// Sets where channels between VMs are placed.
@@ -248,11 +253,6 @@ impl AxVmDevices {
             ivc.clear();
         }
     }
-}
-
-/// What the host gets for an access to nothing.
-fn nothing<T>() -> AxResult<T> {
-    Err(AxError::NotFound)
 }
 
 #[cfg(all(test, not(loom)))]

@@ -13,6 +13,7 @@ mod manager;
 mod table;
 mod traits;
 
+pub(crate) use bus::Bus;
 pub use manager::AxVmDevices;
 pub use traits::{
     BaseDeviceOps, BaseMmioDeviceOps, BasePortDeviceOps, BaseSysRegDeviceOps, DeviceAddrRange,

@@ -99,6 +99,12 @@ impl<R: DeviceAddrRange> DeviceTable<R> {
         self.entries.get(self.rank(addr).checked_sub(1)?)
     }
 
+    /// Whether a device answers for an address from `first` to `last`. Ranges are disjoint: if
+    /// any overlaps, so does the last that begins before the end.
+    pub(super) fn overlaps(&self, first: usize, last: usize) -> bool {
+        self.at_or_below(last).is_some_and(|below| below.last >= first)
+    }
+
     /// The device in whose range the address lies.
     pub(super) fn at(&self, addr: R::Addr) -> Option<&Arc<dyn BaseDeviceOps<R>>> {
         let addr = R::number(addr);
@@ -120,9 +126,7 @@ impl<R: DeviceAddrRange> DeviceTable<R> {
         if first > last || last == usize::MAX {
             return ax_err!(InvalidInput, "not a device range");
         }
-        // Ranges in the table are disjoint: if any overlaps, so does the last that begins before
-        // the end of the new one.
-        if self.at_or_below(last).is_some_and(|below| below.last >= first) {
+        if self.overlaps(first, last) {
             return ax_err!(AlreadyExists, "device ranges overlap");
         }
         let mut entries = with_capacity(self.entries.len() + 1)?;

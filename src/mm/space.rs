@@ -229,7 +229,7 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
     /// `NoMemory` for the list of what is to be freed.
     pub fn clear(&self) -> AxResult {
         let mut inner = self.inner.lock();
-        while let Some(range) = inner.regions.iter().next().map(|region| region.range) {
+        while let Some(range) = { inner.regions.iter().next().map(|region| region.range) } {
             self.remove(&mut inner, range)?;
         }
         Ok(())

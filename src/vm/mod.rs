@@ -20,9 +20,9 @@ use self::lifecycle::Lifecycle;
 use crate::{
     arch::NativeVCpu,
     config::{AxVMConfig, VmMemMappingType},
-    device::{AxVmDevices, BaseMmioDeviceOps, Dummy, EmuDeviceType},
+    device::{AxVmDevices, BaseDeviceOps, Dummy, EmuDeviceType},
     hal::AxVMHal,
-    irq::{DirectIrq, InterruptController, IrqInput, Priority, VcpuNotifier},
+    irq::{DirectIrq, InterruptController, IrqInput, MAX_IRQS, Priority, VcpuNotifier},
     mm::{
         ADDRESS_LIMIT, AddrSpace, GpaRange, HostPhysAddr, MappingFlags, Origin, PageSize, Source,
     },
@@ -103,7 +103,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     pub fn new(config: AxVMConfig) -> AxResult<AxVMRef<H, A>> {
         let cpus = config.cpu_num;
         Self::with_controller(config, |notifier| {
-            Ok(Arc::new(DirectIrq::new(cpus, Priority::HighestFirst, notifier)))
+            Ok(Arc::new(DirectIrq::new(cpus, MAX_IRQS, Priority::HighestFirst, notifier)?))
         })
     }
 
@@ -152,15 +152,14 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     }
 
     fn build_devices(config: &AxVMConfig) -> AxResult<AxVmDevices> {
-        // A reader's slot for each vCPU, and one for the host.
-        let devices = AxVmDevices::new(config.cpu_num + 1);
+        let devices = AxVmDevices::with_relax(config.cpu_num, H::relax);
         for device in &config.emu_devices {
             let range = GpaRange::new(device.base_gpa.into(), device.length);
             match (EmuDeviceType::try_from(device.emu_type), range) {
                 (Ok(EmuDeviceType::Dummy), Some(range)) => {
                     devices.add_mmio_dev(Arc::new(Dummy::new(range)))?;
                 }
-                (Ok(EmuDeviceType::IVCChannel), Some(range)) => devices.set_ivc_window(range)?,
+                (Ok(EmuDeviceType::IvcChannel), Some(range)) => devices.set_ivc_window(range)?,
                 _ => {
                     let (name, kind) = (&device.name, device.emu_type);
                     let what = format_args!("emu_devices: {name}: emu_type = {kind:#x}");
@@ -227,7 +226,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     ///
     /// # Errors
     /// `AlreadyExists` when its range overlaps a device or a region of memory.
-    pub fn add_mmio_device(&self, device: Arc<dyn BaseMmioDeviceOps>) -> AxResult {
+    pub fn add_mmio_device(&self, device: Arc<dyn BaseDeviceOps<GpaRange>>) -> AxResult {
         let range = device.address_range();
         let _layout = self.layout.lock();
         if self.core.space.overlaps_region(range) {

@@ -6,9 +6,9 @@ use axerrno::{AxError, AxResult, ax_err};
 use super::{AxVM, EndReason, VMStatus};
 use crate::{
     config::UnclaimedPolicy,
-    device::{Dispatch, PortRange, SysRegRange},
+    device::{Bus, DeviceAddrRange},
     hal::AxVMHal,
-    irq::InterruptController,
+    irq::EntryState,
     mm::{FaultOutcome, GpaRange, GuestPhysAddr},
     sync::atomic::{Ordering, fence},
     vcpu::{
@@ -91,15 +91,22 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         {
             return Ok(reason);
         }
-        let mut entry = Entry { pcpu, vmid: None, timer: None, irq_in_hardware: false };
-        loop {
-            let Some(exit) = self.enter(vcpu, bound, &mut entry)? else {
-                return Ok(AxVCpuExitReason::SystemDown);
-            };
-            if let Some(reason) = self.serve(vcpu, bound, exit)? {
-                return Ok(reason);
+        let mut entry = Entry { pcpu, vmid: None, timer: None, irq: EntryState::default() };
+        let result = loop {
+            match self.enter(vcpu, bound, &mut entry) {
+                Ok(Some(exit)) => match self.serve(vcpu, bound, exit) {
+                    Ok(None) => {}
+                    Ok(Some(reason)) => break Ok(reason),
+                    Err(error) => break Err(error),
+                },
+                Ok(None) => break Ok(AxVCpuExitReason::SystemDown),
+                Err(error) => break Err(error),
             }
+        };
+        if entry.irq.more {
+            vcpu.attention.raise(Attention::IRQ);
         }
+        result
     }
 
     /// A vCPU that was started begins where it was told to.
@@ -134,31 +141,26 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         let _inside = Inside { leave: || tlb.leave(id) };
         tlb.announce(id, entry.pcpu);
         let attention = vcpu.attention.take();
-        if attention != 0 {
-            if attention & Attention::LIFECYCLE != 0 && self.status() != VMStatus::Running {
-                return Ok(None);
-            }
-            if attention & Attention::IRQ != 0 {
-                entry.irq_in_hardware = self.irq.before_entry(id, bound.arch().irq_hw())?;
-            }
+        if attention & Attention::LIFECYCLE != 0 && self.status() != VMStatus::Running {
+            return Ok(None);
+        }
+        if attention & Attention::IRQ != 0 || entry.irq.more {
+            // Until it is known better, also if the controller fails.
+            entry.irq.more = true;
+            entry.irq = self.irq.before_entry(id, bound.arch().irq_hw())?;
         }
         let vmid = tlb.enter(id, entry.pcpu, A::hardware());
         if entry.vmid != Some(vmid) {
             bound.arch().set_vmid(vmid);
             entry.vmid = Some(vmid);
         }
-        let exit = bound.run()?;
-        vcpu.stats.count_exit(&exit);
-        if entry.irq_in_hardware {
-            self.sync_irq(vcpu, bound, entry);
+        let exit = bound.run();
+        if entry.irq.in_hardware {
+            self.irq.after_exit(id, bound.arch().irq_hw());
         }
+        let exit = exit?;
+        vcpu.stats.count_exit(&exit);
         Ok(Some(exit))
-    }
-
-    /// The interrupt controller reads back what it put in the hardware.
-    fn sync_irq(&self, vcpu: &AxVCpu<A>, bound: &mut BoundVCpu<'_, A>, entry: &mut Entry) {
-        let _ = (vcpu, entry);
-        self.irq.after_exit(vcpu.id(), bound.arch().irq_hw());
     }
 
     /// Serves an exit, and what else the same instruction does; a reason when the host must go on.
@@ -257,11 +259,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         gpa: GuestPhysAddr,
         DecodedAccess { width, op }: DecodedAccess,
     ) -> Option<Served> {
-        let dispatch = match op {
-            AccessOp::Read(_) => self.devices.mmio_read(vcpu.id(), gpa, width),
-            AccessOp::Write(data) => self.devices.mmio_write(vcpu.id(), gpa, width, data),
-        };
-        if let Some(served) = self.dispatched(vcpu, dispatch, op) {
+        if let Some(served) = self.device(vcpu, &self.devices.mmio, gpa, width, op) {
             return Some(served);
         }
         let range = GpaRange::new(gpa, width.size())?;
@@ -295,11 +293,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         port: Port,
         DecodedAccess { width, op }: DecodedAccess,
     ) -> Served {
-        let dispatch = match op {
-            AccessOp::Read(_) => self.devices.port_read(vcpu.id(), port, width),
-            AccessOp::Write(data) => self.devices.port_write(vcpu.id(), port, width, data),
-        };
-        if let Some(served) = self.dispatched(vcpu, dispatch, op) {
+        if let Some(served) = self.device(vcpu, &self.devices.ports, port, width, op) {
             return served;
         }
         let last = usize::from(port.0) + width.size() - 1;
@@ -319,15 +313,8 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     }
 
     fn sys_reg(&self, vcpu: &AxVCpu<A>, addr: SysRegAddr, op: AccessOp) -> Served {
-        let dispatch = match op {
-            AccessOp::Read(_) => {
-                self.devices.sys_reg_read(vcpu.id(), addr, AccessWidth::Qword)
-            }
-            AccessOp::Write(value) => {
-                self.devices.sys_reg_write(vcpu.id(), addr, AccessWidth::Qword, value)
-            }
-        };
-        if let Some(served) = self.dispatched(vcpu, dispatch, op) {
+        let bus = &self.devices.sys_regs;
+        if let Some(served) = self.device(vcpu, bus, addr, AccessWidth::Qword, op) {
             return served;
         }
         let wanted = |&(from, to): &(usize, usize)| from <= addr.0 && addr.0 <= to;
@@ -348,22 +335,40 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         }
     }
 
-    /// What a device said; none when there is none.
+    /// What a device says to an access; none when there is none.
     #[inline]
-    fn dispatched(&self, vcpu: &AxVCpu<A>, dispatch: Dispatch, op: AccessOp) -> Option<Served> {
-        match dispatch {
-            Dispatch::Read(value) => Some(Served::Complete(Completion::Read(value))),
-            Dispatch::Written => Some(Served::Complete(Completion::Written)),
-            Dispatch::Failed(error) => {
-                let before = vcpu.stats.count(VcpuEvent::DeviceError);
-                if log_worthy(before) {
-                    let (vm, vcpu) = (self.id(), vcpu.id());
-                    log::warn!("VM {vm} vCPU {vcpu}: device error {error} ({before} before)");
-                }
-                Some(self.nothing(vcpu, Some(op)))
+    fn device<R: DeviceAddrRange>(
+        &self,
+        vcpu: &AxVCpu<A>,
+        bus: &Bus<R>,
+        addr: R::Addr,
+        width: AccessWidth,
+        op: AccessOp,
+    ) -> Option<Served> {
+        let answer = match op {
+            AccessOp::Read(_) => {
+                let value = bus.read(vcpu.id(), addr, width)?;
+                value.map(|value| Completion::Read(value as u64))
             }
-            Dispatch::Unclaimed => None,
+            AccessOp::Write(data) => {
+                let done = bus.write(vcpu.id(), addr, width, data as usize)?;
+                done.map(|()| Completion::Written)
+            }
+        };
+        Some(match answer {
+            Ok(answer) => Served::Complete(answer),
+            Err(error) => self.device_error(vcpu, error, op),
+        })
+    }
+
+    #[cold]
+    fn device_error(&self, vcpu: &AxVCpu<A>, error: AxError, op: AccessOp) -> Served {
+        let before = vcpu.stats.count(VcpuEvent::DeviceError);
+        if log_worthy(before) {
+            let (vm, vcpu) = (self.id(), vcpu.id());
+            log::warn!("VM {vm} vCPU {vcpu}: device error {error} ({before} before)");
         }
+        self.nothing(vcpu, Some(op))
     }
 
     /// An access to nothing.
@@ -491,8 +496,8 @@ struct Entry {
     vmid: Option<u16>,
     /// The deadline that the host's timer was armed for.
     timer: Option<u64>,
-    /// Whether the interrupt controller must read the hardware back after the exit.
-    irq_in_hardware: bool,
+    /// What the interrupt controller asked for.
+    irq: EntryState,
 }
 
 /// Calls `leave` at the end of its scope, whichever way that is left.
