@@ -66,6 +66,16 @@ impl Core {
                 std::thread::yield_now();
                 continue;
             }
+            // An exit that was not answered: its instruction is executed again.
+            if let Some(exit) = self.waiting.take() {
+                match &mut self.instr {
+                    Some(instr) => instr.next = 0,
+                    None => {
+                        self.waiting = Some(exit);
+                        return Ok(exit);
+                    }
+                }
+            }
             let exit = match self.instr.take() {
                 Some(instr) => self.execute(instr, mmu),
                 None => match self.program.pop() {
@@ -227,6 +237,7 @@ pub fn cpu_up_code(result: Result<(), CpuUpError>) -> u64 {
         Err(CpuUpError::InvalidTarget) => 1,
         Err(CpuUpError::AlreadyOn) => 2,
         Err(CpuUpError::OnPending) => 3,
+        Err(CpuUpError::InvalidAddress) => 4,
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use axerrno::AxError;
 use axvm::{
-    mm::{HostPhysAddr, HostVirtAddr},
+    mm::{HostPhysAddr, HostVirtAddr, PageSize},
     vcpu::{Hardware, MAX_PCPUS},
 };
 
@@ -73,6 +73,7 @@ pub struct Machine {
     lenient: AtomicBool,
     released: AtomicBool,
     input_bits: AtomicU32,
+    max_leaf: Mutex<PageSize>,
 }
 
 impl Machine {
@@ -102,6 +103,7 @@ impl Machine {
             lenient: AtomicBool::new(false),
             released: AtomicBool::new(false),
             input_bits: AtomicU32::new(0),
+            max_leaf: Mutex::new(PageSize::Size1G),
         }
     }
 
@@ -160,6 +162,11 @@ impl Machine {
     /// The size of guest-physical addresses, for which the page table has its shape.
     pub fn set_input_bits(&self, bits: u32) {
         self.input_bits.store(bits, SeqCst);
+    }
+
+    /// The largest leaf that the hardware takes; 1 GiB at first.
+    pub fn set_max_leaf(&self, size: PageSize) {
+        *self.max_leaf.locked() = size;
     }
 
     /// Whether an answer that the exit does not ask for is an error, as `AxArchVCpu::complete`
@@ -386,6 +393,10 @@ impl Machine {
 
     pub(crate) fn is_released(&self) -> bool {
         self.released.load(SeqCst)
+    }
+
+    pub(crate) fn max_leaf(&self) -> PageSize {
+        *self.max_leaf.locked()
     }
 
     pub(crate) fn input_bits(&self) -> Option<u32> {

@@ -4,10 +4,8 @@ use std::marker::PhantomData;
 
 use axerrno::{AxErrorKind, AxResult};
 use axvm::{
-    mm::{GuestPhysAddr, HostPhysAddr, npt::Geometry},
-    vcpu::{
-        AxArchVCpu, Completion, DecodedAccess, GuestFault, Hardware, MemFault, VcpuExit, VcpuSpec,
-    },
+    mm::{GuestPhysAddr, HostPhysAddr, PageSize, npt::Geometry},
+    vcpu::{AxArchVCpu, Completion, DecodedAccess, GuestFault, Hardware, VcpuExit, VcpuSpec},
 };
 
 use crate::{
@@ -125,6 +123,10 @@ impl<H: MockHal, F: HwNpt, const BROADCAST: bool> AxArchVCpu for ScriptedVCpu<H,
         F::geometry(Self::machine().input_bits())
     }
 
+    fn max_leaf() -> PageSize {
+        Self::machine().max_leaf()
+    }
+
     fn hardware() -> &'static Hardware {
         Self::machine().hardware()
     }
@@ -222,8 +224,6 @@ impl<H: MockHal, F: HwNpt, const BROADCAST: bool> AxArchVCpu for ScriptedVCpu<H,
         self.contract(enabled, "run on a pCPU that is not enabled");
         self.contract(self.vmid != 0, "run without a VMID");
         self.contract(!self.core.state.off, "run while it is off");
-        let waiting = format!("run before the answer to {:?}", self.core.waiting);
-        self.contract(self.core.waiting.is_none(), &waiting);
         self.may(Call::Run)?;
         self.record(Event::Enter);
         let _inside = Inside::enter(Self::machine());
@@ -253,16 +253,18 @@ impl<H: MockHal, F: HwNpt, const BROADCAST: bool> AxArchVCpu for ScriptedVCpu<H,
         Ok(next)
     }
 
-    fn decode(&mut self, fault: &MemFault) -> Option<DecodedAccess> {
+    fn decode(&mut self) -> Option<DecodedAccess> {
         self.check_bound("decode");
-        let waits = self.core.waiting == Some(VcpuExit::MemFault(*fault));
-        self.contract(waits, &format!("decode of {fault:?}, which is not the last exit"));
-        self.record(Event::Decode(*fault));
+        let fault = match self.core.waiting {
+            Some(VcpuExit::MemFault(fault)) => fault,
+            other => panic!("contract: decode, and the last exit is {other:?}"),
+        };
+        self.record(Event::Decode(fault));
         let Some(instr) = &mut self.core.instr else { return fault.insn };
         if instr.decode == Decode::Late {
             instr.decode = Decode::Known;
         }
-        self.core.known_access(fault)
+        self.core.known_access(&fault)
     }
 
     fn set_gpr(&mut self, reg: usize, value: usize) {
@@ -276,17 +278,6 @@ impl<H: MockHal, F: HwNpt, const BROADCAST: bool> AxArchVCpu for ScriptedVCpu<H,
 
     fn set_return_value(&mut self, value: usize) {
         self.set_gpr(0, value);
-    }
-
-    fn inject_fault(&mut self, fault: GuestFault) -> AxResult {
-        self.check_bound("inject_fault");
-        self.may(Call::InjectFault)?;
-        if self.core.state.fault.is_some() {
-            return Err(AxErrorKind::ResourceBusy.into());
-        }
-        self.core.state.fault = Some(fault);
-        self.record(Event::FaultQueued(fault));
-        Ok(())
     }
 
     fn irq_hw(&mut self) -> &mut ScriptedIrq<H> {
@@ -306,7 +297,12 @@ impl<H: MockHal, F: HwNpt, const BROADCAST: bool> AxArchVCpu for ScriptedVCpu<H,
     }
 
     fn next_deadline(&mut self) -> Option<u64> {
-        self.core.state.deadline
+        self.core.state.deadline.filter(|&deadline| deadline > Self::machine().time())
+    }
+
+    fn has_wakeup(&mut self) -> bool {
+        let due = |deadline| deadline <= Self::machine().time();
+        self.core.state.deadline.is_some_and(due) || !self.irq.pending.is_empty()
     }
 
     fn state(&mut self) -> ScriptedState {

@@ -31,8 +31,6 @@ pub enum Call {
     Run,
     /// `AxArchVCpu::complete`.
     Complete,
-    /// `AxArchVCpu::inject_fault`.
-    InjectFault,
     /// `AxArchVCpu::power_on`.
     PowerOn,
     /// `AxArchVCpu::set_state`.
@@ -72,8 +70,6 @@ pub enum Event {
     Complete(Completion),
     /// A fault's instruction was decoded.
     Decode(MemFault),
-    /// A fault was queued.
-    FaultQueued(GuestFault),
     /// The guest took a fault.
     FaultTaken(GuestFault),
     /// The guest took an interrupt.
