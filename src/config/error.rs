@@ -70,12 +70,7 @@ impl ConfigError {
     }
 
     pub(crate) const fn overlap(field: ConfigField, range: GpaRange, rule: &'static str) -> Self {
-        Self {
-            kind: AxErrorKind::AlreadyExists,
-            field,
-            value: ConfigValue::Range(range),
-            rule,
-        }
+        Self { kind: AxErrorKind::AlreadyExists, field, value: ConfigValue::Range(range), rule }
     }
 }
 

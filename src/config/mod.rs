@@ -253,9 +253,7 @@ impl AxVMConfig {
     ///
     /// # Errors
     /// Those of [`validate`](Self::validate).
-    pub(crate) fn pass_through_ranges(
-        &self,
-    ) -> Result<Vec<(GpaRange, HostPhysAddr)>, ConfigError> {
+    pub(crate) fn pass_through_ranges(&self) -> Result<Vec<(GpaRange, HostPhysAddr)>, ConfigError> {
         validate::pass_through_ranges(self)
     }
 }

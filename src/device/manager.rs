@@ -205,7 +205,9 @@ impl AxVmDevices {
         width: AccessWidth,
         value: usize,
     ) -> AxResult {
-        self.sys_regs.write(self.sys_regs.host(), addr, width, value).unwrap_or(Err(AxError::NotFound))
+        self.sys_regs
+            .write(self.sys_regs.host(), addr, width, value)
+            .unwrap_or(Err(AxError::NotFound))
     }
 
     /// Sets where channels between VMs are placed.

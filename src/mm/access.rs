@@ -180,7 +180,7 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
         access: MappingFlags,
         f: impl FnOnce(*mut V) -> R,
     ) -> AxResult<R> {
-        if gpa.as_usize() % size_of::<V>() != 0 {
+        if !gpa.as_usize().is_multiple_of(size_of::<V>()) {
             return Err(AxError::InvalidInput);
         }
         // An aligned integer lies in one page, and pages are aligned in the host too.

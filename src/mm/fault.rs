@@ -50,19 +50,12 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
 
     /// As [`fault`](Self::fault): true when the guest may try again.
     pub fn handle_page_fault(&self, gpa: GuestPhysAddr, access: MappingFlags) -> bool {
-        matches!(
-            self.fault(gpa, access),
-            Ok(FaultOutcome::Populated | FaultOutcome::Spurious)
-        )
+        matches!(self.fault(gpa, access), Ok(FaultOutcome::Populated | FaultOutcome::Spurious))
     }
 
     /// Makes sure that RAM is mapped at `gpa`, for a copy by the host that needs `access`.
     #[cold]
-    pub(super) fn populate_for_host(
-        &self,
-        gpa: GuestPhysAddr,
-        access: MappingFlags,
-    ) -> AxResult {
+    pub(super) fn populate_for_host(&self, gpa: GuestPhysAddr, access: MappingFlags) -> AxResult {
         let mut inner = self.inner.lock();
         let device = |region: &Region| region.flags.contains(MappingFlags::DEVICE);
         if inner.regions.find(gpa).is_none_or(device) {

@@ -300,7 +300,7 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
         at: GuestPhysAddr,
         tables: &mut TableReserve<H::PagingHandler>,
     ) {
-        if at.as_usize() % PAGE_SIZE_2M != 0
+        if !at.as_usize().is_multiple_of(PAGE_SIZE_2M)
             && inner.regions.find(at).is_some_and(|region| region.backing.owns_frames())
             && let Some(leaf) = inner.npt.translate(at)
             && leaf.size == PageSize::Size2M
@@ -335,9 +335,7 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
             npt.unmap(part.range, &mut removed, leaves);
             let tables = removed.drain(..).map(|removed| Garbage::Table { removed, owned });
             let taken = match part.backing {
-                Backing::Taken(index) => {
-                    Some(Garbage::Taken { index, bytes: part.range.size() })
-                }
+                Backing::Taken(index) => Some(Garbage::Taken { index, bytes: part.range.size() }),
                 _ => None,
             };
             for garbage in tables.chain(taken) {
@@ -464,7 +462,7 @@ impl<H: AxVMHal, F: NptFormat> Inner<H, F> {
         flags: MappingFlags,
     ) -> AxResult {
         let fits = |end: usize| end <= 1 << F::PA_BITS;
-        if hpa.as_usize() % PAGE_SIZE_4K != 0
+        if !hpa.as_usize().is_multiple_of(PAGE_SIZE_4K)
             || !hpa.as_usize().checked_add(range.size()).is_some_and(fits)
         {
             return ax_err!(InvalidInput, format_args!("no host memory of that size at {hpa:?}"));

@@ -5,8 +5,8 @@ use alloc::sync::Arc;
 use axerrno::{AxError, AxResult};
 
 use super::{
-    AxArchVCpu, Completion, VcpuExit, VcpuSpec, attention::Attention,
-    pending::PendingAnswer, power::Power, stats::VcpuStats,
+    AxArchVCpu, Completion, VcpuExit, VcpuSpec, attention::Attention, pending::PendingAnswer,
+    power::Power, stats::VcpuStats,
 };
 use crate::{
     mm::{GuestPhysAddr, HostPhysAddr},

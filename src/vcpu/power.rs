@@ -47,9 +47,8 @@ impl Power {
 
     /// Where to begin, if the vCPU was started and has not run.
     pub(crate) fn pending(&self) -> Option<(GuestPhysAddr, u64)> {
-        (self.state.load(Ordering::Acquire) == PENDING).then(|| {
-            (self.entry.load(Ordering::Relaxed).into(), self.arg.load(Ordering::Relaxed))
-        })
+        (self.state.load(Ordering::Acquire) == PENDING)
+            .then(|| (self.entry.load(Ordering::Relaxed).into(), self.arg.load(Ordering::Relaxed)))
     }
 
     /// Whether it may run.

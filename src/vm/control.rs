@@ -153,12 +153,8 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         let mut claims = self.claim_all(before)?;
         let entry = self.config.image.entry_point;
         let root = self.ept_root();
-        let fresh: Vec<A> = self
-            .core
-            .vcpus
-            .iter()
-            .map(|vcpu| vcpu.fresh(entry, root))
-            .collect::<AxResult<_>>()?;
+        let fresh: Vec<A> =
+            self.core.vcpus.iter().map(|vcpu| vcpu.fresh(entry, root)).collect::<AxResult<_>>()?;
         {
             let _layout = self.layout.lock();
             self.core.space.reset(&self.plan)?;

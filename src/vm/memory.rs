@@ -9,8 +9,7 @@ use super::AxVM;
 use crate::{
     hal::AxVMHal,
     mm::{
-        AddrSpace, GpaRange, GuestPhysAddr, HostPhysAddr, HostSegment, MappingFlags, Origin,
-        Source,
+        AddrSpace, GpaRange, GuestPhysAddr, HostPhysAddr, HostSegment, MappingFlags, Origin, Source,
     },
     vcpu::AxArchVCpu,
 };

@@ -31,8 +31,7 @@ use crate::{
         atomic::{Ordering, fence},
     },
     vcpu::{
-        Attention, AxArchVCpu, AxVCpu, AxVCpuRef, CpuMask, ExitKind, VCpuState, VcpuEvent,
-        VcpuSpec,
+        Attention, AxArchVCpu, AxVCpu, AxVCpuRef, CpuMask, ExitKind, VCpuState, VcpuEvent, VcpuSpec,
     },
 };
 
@@ -143,8 +142,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     ) -> AxResult<AddrSpace<H, A::Npt, A::Tlb>> {
         let geometry = A::npt_geometry()?;
         let size = ADDRESS_LIMIT.min(1 << geometry.input_bits().min(47));
-        let space =
-            AddrSpace::new_empty(geometry, A::max_leaf(), 0.into(), size, config.cpu_num)?;
+        let space = AddrSpace::new_empty(geometry, A::max_leaf(), 0.into(), size, config.cpu_num)?;
         for &(range, flags, source) in plan {
             space.add(range.start(), range.size(), flags, source, Origin::Config)?;
         }
@@ -246,11 +244,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// # Errors
     /// `NotFound` when a target does not exist; `InvalidInput` for no target, or a number that
     /// the interrupt controller does not have. Nobody gets it then.
-    pub fn inject_interrupt_to_vcpu(
-        &self,
-        targets: impl Into<CpuMask>,
-        irq: usize,
-    ) -> AxResult {
+    pub fn inject_interrupt_to_vcpu(&self, targets: impl Into<CpuMask>, irq: usize) -> AxResult {
         let targets = targets.into();
         if targets.is_empty() {
             return ax_err!(InvalidInput, "no vCPU is named");

@@ -445,9 +445,8 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     }
 
     fn halt(&self, vcpu: &AxVCpu<A>, bound: &mut BoundVCpu<'_, A>) -> Served {
-        let awake = self.irq.pending(vcpu.id())
-            || bound.arch().has_wakeup()
-            || !vcpu.attention.try_sleep();
+        let awake =
+            self.irq.pending(vcpu.id()) || bound.arch().has_wakeup() || !vcpu.attention.try_sleep();
         if awake { Served::Continue } else { Served::Host(AxVCpuExitReason::Halt) }
     }
 
