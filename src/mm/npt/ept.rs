@@ -53,16 +53,16 @@ impl NptFormat for Ept {
     #[inline(always)]
     fn decode(entry: u64, level: usize) -> Entry {
         let pa = HostPhysAddr::from_usize((entry & ADDRESS) as usize);
-        if entry & RWX == 0 {
+        // Tables first, by one comparison of a byte: of its bits hardware changes none, and in a
+        // leaf above level 0 the top one is set.
+        if level > 0 && entry & 0xff == RWX {
+            Entry::Table(pa)
+        } else if entry & RWX == 0 || (level > 0 && entry & LARGE == 0) || level > 2 {
             Entry::Absent
-        } else if level == 0 || (entry & LARGE != 0 && level <= 2) {
+        } else {
             let software = (entry >> SOFTWARE_SHIFT) as usize & SOFTWARE;
             let flags = MappingFlags::from_bits_retain((entry & RWX) as usize | software);
             Entry::Leaf { pa, flags }
-        } else if entry & LARGE != 0 {
-            Entry::Absent
-        } else {
-            Entry::Table(pa)
         }
     }
 

@@ -30,7 +30,8 @@ pub(super) struct Table<'a, P> {
     /// The number of entries, a power of two, minus one.
     mask: usize,
     level: usize,
-    lifetime: PhantomData<(&'a [AtomicU64], fn() -> P)>,
+    lifetime: PhantomData<&'a AtomicU64>,
+    handler: PhantomData<fn() -> P>,
 }
 
 impl<P> Clone for Table<'_, P> {
@@ -60,6 +61,7 @@ impl<'a, P: PagingHandler> Table<'a, P> {
             mask: entries - 1,
             level,
             lifetime: PhantomData,
+            handler: PhantomData,
         }
     }
 
