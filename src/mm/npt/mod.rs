@@ -24,6 +24,8 @@ mod reserve;
 mod split;
 mod stage2;
 mod table;
+#[cfg(test)]
+mod tests;
 mod unmap;
 mod walk;
 
