@@ -407,7 +407,7 @@ fn run<F: NptFormat>(geometry: Geometry, steps: &[Step]) {
     }
     test.check();
     let all = geometry.input_range();
-    if steps.len() % 2 == 0 {
+    if steps.len().is_multiple_of(2) {
         test.unmap(0, all.end().as_usize(), all, true);
         assert_eq!(allocated(), geometry.root_frames());
     }

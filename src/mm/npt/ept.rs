@@ -53,11 +53,12 @@ impl NptFormat for Ept {
     #[inline(always)]
     fn decode(entry: u64, level: usize) -> Entry {
         let pa = HostPhysAddr::from_usize((entry & ADDRESS) as usize);
-        // Tables first, by one comparison of a byte: of its bits hardware changes none, and in a
-        // leaf above level 0 the top one is set.
+        // Tables first, by comparing the byte that is the same in all of ours (hardware changes
+        // none of its bits; our tables have no high bits and give all permissions). What gives
+        // any other permissions is a leaf, with `LARGE` set above level 0.
         if level > 0 && entry & 0xff == RWX {
-            Entry::Table(pa)
-        } else if entry & RWX == 0 || (level > 0 && entry & LARGE == 0) || level > 2 {
+            Entry::Table(HostPhysAddr::from_usize((entry & !0xfff) as usize))
+        } else if entry & RWX == 0 || level > 2 {
             Entry::Absent
         } else {
             let software = (entry >> SOFTWARE_SHIFT) as usize & SOFTWARE;

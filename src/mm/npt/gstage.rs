@@ -53,9 +53,10 @@ impl NptFormat for GStage {
     fn decode(entry: u64, level: usize) -> Entry {
         let pa = HostPhysAddr::from_usize(((entry & PPN) << PPN_SHIFT) as usize);
         let permissions = (entry >> RWX_SHIFT) as usize & RWX;
-        // Tables first, by one comparison of a byte: U, A and D are reserved in them.
+        // Tables first, by comparing one byte: U, A and D are reserved in them, and ours have no
+        // high bits.
         if level > 0 && entry & 0xff == VALID {
-            Entry::Table(pa)
+            Entry::Table(HostPhysAddr::from_usize(((entry & !0x3ff) << PPN_SHIFT) as usize))
         } else if entry & VALID == 0 {
             Entry::Absent
         } else if permissions == 0 || level > 2 {

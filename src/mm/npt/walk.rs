@@ -43,15 +43,15 @@ impl<F: NptFormat, P: PagingHandler> NptView<F, P> {
             if gpa >> shift(3) >= entries {
                 return None;
             }
-            // SAFETY: the root of a live page table, of this geometry; the caller promises that
-            // nothing reachable is freed meanwhile.
-            walk_4::<F, P>(unsafe { Table::at(self.root, 3, entries) }, gpa)
+            // SAFETY: the root of a live page table, of this geometry, whose index for `gpa` has
+            // just been checked; the caller promises that nothing reachable is freed meanwhile.
+            walk_4::<F, P>(unsafe { Table::root_for_walk(self.root, 3) }, gpa)
         } else {
             if gpa >> shift(2) >= entries {
                 return None;
             }
             // SAFETY: as above.
-            walk_3::<F, P>(unsafe { Table::at(self.root, 2, entries) }, gpa)
+            walk_3::<F, P>(unsafe { Table::root_for_walk(self.root, 2) }, gpa)
         }
     }
 }
