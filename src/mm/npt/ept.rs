@@ -53,16 +53,17 @@ impl NptFormat for Ept {
     #[inline(always)]
     fn decode(entry: u64, level: usize) -> Entry {
         let pa = HostPhysAddr::from_usize((entry & ADDRESS) as usize);
-        if entry & RWX == 0 {
+        // Tables first, by comparing the byte that is the same in all of ours (hardware changes
+        // none of its bits; our tables have no high bits and give all permissions). What gives
+        // any other permissions is a leaf, with `LARGE` set above level 0.
+        if level > 0 && entry & 0xff == RWX {
+            Entry::Table(HostPhysAddr::from_usize((entry & !0xfff) as usize))
+        } else if entry & RWX == 0 || level > 2 {
             Entry::Absent
-        } else if level == 0 || (entry & LARGE != 0 && level <= 2) {
+        } else {
             let software = (entry >> SOFTWARE_SHIFT) as usize & SOFTWARE;
             let flags = MappingFlags::from_bits_retain((entry & RWX) as usize | software);
             Entry::Leaf { pa, flags }
-        } else if entry & LARGE != 0 {
-            Entry::Absent
-        } else {
-            Entry::Table(pa)
         }
     }
 

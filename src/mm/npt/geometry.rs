@@ -10,7 +10,7 @@ use crate::mm::{GpaRange, GuestPhysAddr, PAGE_SIZE_4K};
 pub struct Geometry {
     levels: u8,
     input_bits: u8,
-    root_entries: u16,
+    root_entries: usize,
 }
 
 impl Geometry {
@@ -36,7 +36,7 @@ impl Geometry {
     }
 
     const fn new(levels: u8, input_bits: u8) -> Self {
-        let root_entries = 1 << (input_bits as usize - shift(levels as usize - 1));
+        let root_entries = 1usize << (input_bits as usize - shift(levels as usize - 1));
         Self { levels, input_bits, root_entries }
     }
 
@@ -47,7 +47,7 @@ impl Geometry {
 
     /// The entries of the root, a power of two from 32 to 8192.
     pub const fn root_entries(self) -> usize {
-        self.root_entries as usize
+        self.root_entries
     }
 
     /// The size of the root in bytes, whole frames. It is aligned to that, too.

@@ -53,10 +53,12 @@ impl NptFormat for GStage {
     fn decode(entry: u64, level: usize) -> Entry {
         let pa = HostPhysAddr::from_usize(((entry & PPN) << PPN_SHIFT) as usize);
         let permissions = (entry >> RWX_SHIFT) as usize & RWX;
-        if entry & VALID == 0 {
+        // Tables first, by comparing one byte: U, A and D are reserved in them, and ours have no
+        // high bits.
+        if level > 0 && entry & 0xff == VALID {
+            Entry::Table(HostPhysAddr::from_usize(((entry & !0x3ff) << PPN_SHIFT) as usize))
+        } else if entry & VALID == 0 {
             Entry::Absent
-        } else if permissions == 0 && level > 0 {
-            Entry::Table(pa)
         } else if permissions == 0 || level > 2 {
             // A pointer at the last level faults (§12.3.2); 512 GiB leaves are not used.
             Entry::Absent

@@ -201,8 +201,9 @@ impl<F: NptFormat, P: PagingHandler> Mapping<'_, F, P> {
     /// Writes 4 KiB leaves: the loop that most time goes to.
     fn fill_last(&self, table: Table<'_, P>, start: usize, end: usize) {
         let mut hpa = start.wrapping_add(self.offset);
-        let count = (end - start) / PAGE_SIZE_4K;
-        for entry in table.entries().iter().skip(table.index(start)).take(count) {
+        // `start .. end` is not empty and lies within the table.
+        let (first, last) = (table.index(start), table.index(end - 1));
+        for entry in table.entries().get(first..=last).unwrap_or_default() {
             if entry.load(Ordering::Relaxed) == 0 {
                 let leaf = F::leaf(HostPhysAddr::from_usize(hpa), self.flags, PageSize::Size4K);
                 entry.store(leaf, Ordering::Release);

@@ -24,6 +24,8 @@ mod reserve;
 mod split;
 mod stage2;
 mod table;
+#[cfg(test)]
+mod tests;
 mod unmap;
 mod walk;
 
@@ -70,8 +72,9 @@ pub trait NptFormat: sealed::Sealed + Copy + Debug + Send + Sync + 'static {
     /// An entry that points to the next table.
     fn table(pa: HostPhysAddr) -> u64;
 
-    /// The opposite of [`leaf`](Self::leaf) and [`table`](Self::table). Total: an encoding that
-    /// the hardware would not walk is [`Absent`](Entry::Absent).
+    /// The opposite of [`leaf`](Self::leaf) and [`table`](Self::table), whatever hardware has
+    /// marked as accessed or dirty. It is for entries that these two wrote: of others it makes
+    /// something, without panic.
     fn decode(entry: u64, level: usize) -> Entry;
 
     /// Whether the hardware can express these permissions, and the crate lets them through.

@@ -73,10 +73,12 @@ impl NptFormat for Stage2 {
     #[inline(always)]
     fn decode(entry: u64, level: usize) -> Entry {
         let pa = HostPhysAddr::from_usize((entry & ADDRESS) as usize);
-        if entry & VALID == 0 {
+        // Tables first, by comparing the byte that is the same in all of ours, which have no high
+        // bits either.
+        if level > 0 && entry & 0xff == TABLE_OR_PAGE | VALID {
+            Entry::Table(HostPhysAddr::from_usize((entry & !0xfff) as usize))
+        } else if entry & VALID == 0 {
             Entry::Absent
-        } else if entry & TABLE_OR_PAGE != 0 && level > 0 {
-            Entry::Table(pa)
         } else if (entry & TABLE_OR_PAGE != 0) != (level == 0) || level > 2 {
             // A block at the last level, or one of 512 GiB: reserved encodings.
             Entry::Absent

@@ -30,7 +30,7 @@ pub(super) struct Table<'a, P> {
     /// The number of entries, a power of two, minus one.
     mask: usize,
     level: usize,
-    lifetime: PhantomData<&'a [AtomicU64]>,
+    lifetime: PhantomData<&'a AtomicU64>,
     handler: PhantomData<fn() -> P>,
 }
 
@@ -63,6 +63,17 @@ impl<'a, P: PagingHandler> Table<'a, P> {
             lifetime: PhantomData,
             handler: PhantomData,
         }
+    }
+
+    /// A root for walking to `gpa`, which its input range contains: then the index needs no mask.
+    ///
+    /// # Safety
+    /// As for [`at`](Self::at); and the caller uses no index but `self.index(gpa)`, for a `gpa`
+    /// with `gpa >> shift(level)` below the root's number of entries.
+    #[inline(always)]
+    pub(super) unsafe fn root_for_walk(hpa: HostPhysAddr, level: usize) -> Self {
+        // SAFETY: the caller's promises; the index is in the table without the mask.
+        Self { mask: usize::MAX, ..unsafe { Self::at(hpa, level, ENTRIES) } }
     }
 
     pub(super) fn hpa(self) -> HostPhysAddr {
