@@ -21,7 +21,7 @@ const MASKS: [usize; 9] = {
     masks
 };
 
-fn mask(width: AccessWidth) -> usize {
+pub(super) fn mask(width: AccessWidth) -> usize {
     MASKS.get(width.size()).copied().unwrap_or(usize::MAX)
 }
 
