@@ -56,8 +56,9 @@ impl<R: DeviceAddrRange> Bus<R> {
         };
         // In place: the device's result is the caller's, nothing is copied.
         let mut result = device.handle_read(addr, width);
-        if let Ok(value) = &mut result {
-            *value &= mask(width);
+        match &mut result {
+            Ok(value) => *value &= mask(width),
+            Err(_) => core::hint::cold_path(),
         }
         result
     }
