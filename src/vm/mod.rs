@@ -31,7 +31,8 @@ use crate::{
         atomic::{Ordering, fence},
     },
     vcpu::{
-        Attention, AxArchVCpu, AxVCpu, AxVCpuRef, CpuMask, ExitKind, VCpuState, VcpuEvent, VcpuSpec,
+        Attention, AxArchVCpu, AxVCpu, AxVCpuRef, BoundVCpu, CpuMask, ExitKind, VCpuState,
+        VcpuEvent, VcpuSpec,
     },
 };
 
@@ -281,18 +282,46 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// Reads the whole state of a vCPU.
     ///
     /// # Errors
-    /// `InvalidInput` for no such vCPU; `BadState` while it is bound.
+    /// `InvalidInput` for no such vCPU; `BadState` while it is bound, or when virtualization is
+    /// off on this CPU.
     pub fn vcpu_state(&self, vcpu_id: usize) -> AxResult<A::State> {
-        Ok(self.vcpu_ref(vcpu_id)?.bind()?.arch().state())
+        self.with_bound(vcpu_id, |_, bound, _| Ok(bound.arch().state()))
     }
 
-    /// Replaces the whole state of a vCPU.
+    /// Replaces the whole state of a vCPU. An access that was handed to the host wants no answer
+    /// any more.
     ///
     /// # Errors
     /// As [`vcpu_state`](Self::vcpu_state); `InvalidInput` also for a state that the hardware
     /// cannot hold.
     pub fn set_vcpu_state(&self, vcpu_id: usize, state: &A::State) -> AxResult {
-        self.vcpu_ref(vcpu_id)?.bind()?.arch().set_state(state)
+        self.with_bound(vcpu_id, |vcpu, bound, _| {
+            bound.arch().set_state(state)?;
+            vcpu.answer.forget();
+            Ok(())
+        })
+    }
+
+    /// Binds a vCPU to this physical CPU while `act` runs, which gets the CPU's number too.
+    #[inline]
+    fn with_bound<R>(
+        &self,
+        vcpu_id: usize,
+        act: impl FnOnce(&AxVCpu<A>, &mut BoundVCpu<'_, A>, usize) -> AxResult<R>,
+    ) -> AxResult<R> {
+        let vcpu = self.vcpu_ref(vcpu_id)?;
+        let pcpu = H::current_pcpu_id();
+        if !A::hardware().is_enabled(pcpu) {
+            return ax_err!(BadState, format_args!("virtualization is off on CPU {pcpu}"));
+        }
+        let result = vcpu.bind().and_then(|mut bound| {
+            let result = act(vcpu, &mut bound, pcpu);
+            bound.unbind().and(result)
+        });
+        self.core.space.reap();
+        // After a failed bind too: for a moment it looked bound to whoever shut down.
+        self.terminate_if_empty();
+        result
     }
 
     fn vcpu_ref(&self, vcpu_id: usize) -> AxResult<&AxVCpuRef<A>> {
