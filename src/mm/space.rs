@@ -543,8 +543,9 @@ impl<H: AxVMHal, F: NptFormat> Inner<H, F> {
     ) -> AxResult {
         while let Some(hole) = { self.regions.holes(range).next() } {
             let offset = hole.start().as_usize() - range.start().as_usize();
+            // Memory of which another part is still mapped was not given back.
             let taken = self.regions.parts(range).find_map(|part| match part.backing {
-                Backing::Taken(index) if part.origin == Origin::Config => Some(index),
+                Backing::Taken(index) if self.taken_covers(index, hole) => Some(index),
                 _ => None,
             });
             match (source, taken) {
@@ -558,6 +559,13 @@ impl<H: AxVMHal, F: NptFormat> Inner<H, F> {
             restored.push(hole);
         }
         Ok(())
+    }
+
+    fn taken_covers(&self, index: usize, range: GpaRange) -> bool {
+        let taken = self.taken.get(index).and_then(Option::as_ref);
+        taken
+            .and_then(|taken| GpaRange::new(taken.base.as_usize().into(), taken.size))
+            .is_some_and(|taken| taken.contains_range(range))
     }
 
     /// Maps a part of taken memory again, of which another part is still mapped.

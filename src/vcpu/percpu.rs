@@ -112,12 +112,13 @@ impl<A: AxArchVCpu> AxVMPerCpu<A> {
     /// vCPU is bound to it.
     ///
     /// # Errors
-    /// `BadState` when it is off.
+    /// `BadState` when it is off; those of the backend, and it is on then.
     pub fn hardware_disable(&mut self) -> AxResult {
         if !self.arch.is_enabled() {
             return ax_err!(BadState, format_args!("CPU {} is not enabled", self.cpu_id));
         }
         A::hardware().set_enabled(self.cpu_id, false);
-        self.arch.hardware_disable()
+        let on = |_: &_| A::hardware().set_enabled(self.cpu_id, true);
+        self.arch.hardware_disable().inspect_err(on)
     }
 }

@@ -114,6 +114,8 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// `BadState` when the VM was not shut down.
     pub fn wait_terminated(&self) -> AxResult {
         loop {
+            // Who had bound a vCPU without running it does not look.
+            self.terminate_if_empty();
             match self.status() {
                 VMStatus::Terminated => return Ok(()),
                 VMStatus::ShuttingDown => H::relax(),
@@ -129,10 +131,12 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// Devices that it added stay, and are reset.
     ///
     /// # Errors
-    /// `BadState` unless the VM is terminated, failed or not booted, with all vCPUs out, and
-    /// `NoMemory`: nothing is changed then. An error of the images' loader leaves the VM failed:
-    /// reset it again.
+    /// `BadState` unless the VM is terminated, failed or not booted, with all vCPUs out;
+    /// `AlreadyExists` when a device was added where memory comes back; `NoMemory`; those of
+    /// [`AxArchVCpu::new`] and the like: nothing is changed then. An error of the images' loader
+    /// leaves the VM failed: reset it again.
     pub fn reset(&self) -> AxResult {
+        self.terminate_if_empty();
         let before = self.status();
         self.lifecycle.begin_reset()?;
         let result = self.reset_parts(before);
@@ -155,6 +159,13 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         let root = self.ept_root();
         let fresh: Vec<A> =
             self.core.vcpus.iter().map(|vcpu| vcpu.fresh(entry, root)).collect::<AxResult<_>>()?;
+        let in_the_way = |range| self.devices.overlaps_mmio(range);
+        if let Some(&(range, ..)) = self.plan.iter().find(|(range, ..)| in_the_way(*range)) {
+            return ax_err!(
+                AlreadyExists,
+                format_args!("a device is in {range:?}, which is memory")
+            );
+        }
         self.core.space.reset(&self.plan)?;
         for ((claim, vcpu), arch) in claims.iter_mut().zip(&self.core.vcpus).zip(fresh) {
             *claim.arch() = arch;

@@ -283,20 +283,45 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     ///
     /// # Errors
     /// `InvalidInput` for no such vCPU; `BadState` while it is bound, or when virtualization is
-    /// off on this physical CPU.
+    /// off on this CPU.
     pub fn vcpu_state(&self, vcpu_id: usize) -> AxResult<A::State> {
-        let vcpu = self.vcpu_ref(vcpu_id)?;
-        Ok(self.bind(vcpu, H::current_pcpu_id())?.arch().state())
+        self.with_bound(vcpu_id, |_, bound, _| Ok(bound.arch().state()))
     }
 
-    /// Replaces the whole state of a vCPU.
+    /// Replaces the whole state of a vCPU. An access that was handed to the host wants no answer
+    /// any more.
     ///
     /// # Errors
     /// As [`vcpu_state`](Self::vcpu_state); `InvalidInput` also for a state that the hardware
     /// cannot hold.
     pub fn set_vcpu_state(&self, vcpu_id: usize, state: &A::State) -> AxResult {
+        self.with_bound(vcpu_id, |vcpu, bound, _| {
+            bound.arch().set_state(state)?;
+            vcpu.answer.forget();
+            Ok(())
+        })
+    }
+
+    /// Binds a vCPU to this physical CPU while `act` runs, which gets the CPU's number too.
+    #[inline]
+    fn with_bound<R>(
+        &self,
+        vcpu_id: usize,
+        act: impl FnOnce(&AxVCpu<A>, &mut BoundVCpu<'_, A>, usize) -> AxResult<R>,
+    ) -> AxResult<R> {
         let vcpu = self.vcpu_ref(vcpu_id)?;
-        self.bind(vcpu, H::current_pcpu_id())?.arch().set_state(state)
+        let pcpu = H::current_pcpu_id();
+        if !A::hardware().is_enabled(pcpu) {
+            return ax_err!(BadState, format_args!("virtualization is off on CPU {pcpu}"));
+        }
+        let result = vcpu.bind().and_then(|mut bound| {
+            let result = act(vcpu, &mut bound, pcpu);
+            bound.unbind().and(result)
+        });
+        self.core.space.reap();
+        // After a failed bind too: for a moment it looked bound to whoever shut down.
+        self.terminate_if_empty();
+        result
     }
 
     fn vcpu_ref(&self, vcpu_id: usize) -> AxResult<&AxVCpuRef<A>> {
@@ -304,14 +329,6 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             return ax_err!(InvalidInput, format_args!("VM {} has no vCPU {vcpu_id}", self.id()));
         };
         Ok(vcpu)
-    }
-
-    /// Binds a vCPU to the physical CPU that the caller is on.
-    fn bind<'v>(&self, vcpu: &'v AxVCpu<A>, pcpu: usize) -> AxResult<BoundVCpu<'v, A>> {
-        if !A::hardware().is_enabled(pcpu) {
-            return ax_err!(BadState, format_args!("virtualization is off on CPU {pcpu}"));
-        }
-        vcpu.bind()
     }
 
     /// Whether some vCPU is bound to a physical CPU.

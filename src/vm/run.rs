@@ -48,16 +48,12 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// guest needs a page and the host has none: free some and call again. Whatever the hardware
     /// refuses. The vCPU is unbound in every case.
     pub fn run_vcpu(&self, vcpu_id: usize) -> AxResult<AxVCpuExitReason> {
-        let pcpu = H::current_pcpu_id();
-        let vcpu = self.vcpu_ref(vcpu_id)?;
-        let mut bound = self.bind(vcpu, pcpu)?;
-        let result = self.run_bound(vcpu, &mut bound, pcpu);
-        let deadline = bound.arch().next_deadline().unwrap_or(u64::MAX);
-        vcpu.deadline.store(deadline, Ordering::Relaxed);
-        let unbound = bound.unbind();
-        self.core.space.reap();
-        self.terminate_if_empty();
-        unbound.and(result)
+        self.with_bound(vcpu_id, |vcpu, bound, pcpu| {
+            let result = self.run_bound(vcpu, bound, pcpu);
+            let deadline = bound.arch().next_deadline().unwrap_or(u64::MAX);
+            vcpu.deadline.store(deadline, Ordering::Relaxed);
+            result
+        })
     }
 
     /// Answers an access or hypercall that [`run_vcpu`](Self::run_vcpu) handed to the host: with
@@ -100,7 +96,9 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
                 Err(error) => break Err(error),
             }
         };
-        if entry.irq.more {
+        // A vCPU that halted has nothing pending any more; to mark it would end its sleep without
+        // the host knowing, and the next interrupt would wake nobody.
+        if entry.irq.more && result != Ok(AxVCpuExitReason::Halt) {
             vcpu.attention.raise(Attention::IRQ);
         }
         result

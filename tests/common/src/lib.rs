@@ -7,6 +7,7 @@
 
 mod arena;
 mod backing;
+mod device;
 mod execute;
 mod format;
 mod hal;
@@ -22,12 +23,14 @@ mod scripted;
 pub mod services;
 mod soft_tlb;
 mod trace;
+mod vm;
 mod walk;
 
 #[cfg(test)]
 mod guest_tests;
 
 pub use arena::{ARENA_BASE, Arena, JUNK, POISON};
+pub use device::{TestDevice, Touch};
 pub use execute::cpu_up_code;
 pub use format::{Ept, GStage, HwNpt, Stage2};
 pub use hal::{Frames, MockHal, enable_pcpus, fail_every_allocation, on_pcpu, pcpu, set_pcpu};
@@ -41,6 +44,7 @@ pub use scripted::{ScriptedConfig, ScriptedState, ScriptedVCpu};
 pub use services::NOBODY;
 pub use soft_tlb::{Flush, SoftTlb, Tlbs};
 pub use trace::{Call, Event, Record};
+pub use vm::{RAM, RAM_SIZE, TestVm, VM, booted, created, gpa_range, test_config};
 pub use walk::{HwEntry, HwFormat, Shape, span};
 
 /// For the expansion of [`mock_hal!`].
