@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use axerrno::{AxError, AxResult};
 use page_table_multiarch::{MappingFlags, PageSize};
 
-use super::{GpaRange, GuestPhysAddr, HostPhysAddr};
+use super::{GpaRange, GuestPhysAddr, HostPhysAddr, npt::PERMISSIONS};
 
 /// Where a region's memory comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,9 +141,13 @@ impl Regions {
         self.replace(range, |_| None);
     }
 
-    /// Sets the permissions of `range`. Needs [`reserve`](Self::reserve)`(2)`.
+    /// Sets the permissions of `range`; like the page table's, its memory type stays. Needs
+    /// [`reserve`](Self::reserve)`(2)`.
     pub(super) fn protect(&mut self, range: GpaRange, flags: MappingFlags) {
-        self.replace(range, |part| Some(Region { flags, ..part }));
+        let kept = |part: &Region| part.flags.difference(PERMISSIONS);
+        self.replace(range, |part| {
+            Some(Region { flags: kept(&part).union(flags.intersection(PERMISSIONS)), ..part })
+        });
     }
 
     /// Cuts regions at the bounds of `range` and replaces each part inside.

@@ -205,7 +205,7 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
         self.remove(&mut inner, range)
     }
 
-    /// Changes the permissions of `size` bytes at `gpa`.
+    /// Changes the permissions of `size` bytes at `gpa`; the memory type stays.
     ///
     /// # Errors
     /// As [`unmap`](Self::unmap); `InvalidInput` also for flags that the format cannot express.
@@ -450,7 +450,9 @@ impl<H: AxVMHal, F: NptFormat> Inner<H, F> {
                 self.map_frames(range, flags)?;
                 Backing::Eager
             }
-            Source::Lazy(size) => Backing::Lazy(size),
+            Source::Lazy(size) => {
+                Backing::Lazy(if self.max_leaf.is_huge() { size } else { self.max_leaf })
+            }
         };
         self.regions.insert(Region { range, flags, backing, origin })
     }
