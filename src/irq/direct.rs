@@ -102,7 +102,7 @@ impl DirectIrq {
             match hw.inject(irq) {
                 Ok(()) => {}
                 Err(AxError::InvalidInput) => {
-                    log::debug!("interrupt {irq} dropped: the architecture has no such number");
+                    log::trace!("interrupt {irq} dropped: the architecture has no such number");
                     if let Some(word) = self.levels.get(index).filter(|_| level != 0) {
                         word.fetch_and(!bit, Ordering::AcqRel);
                     }

@@ -51,8 +51,7 @@ impl IrqLine {
     /// Makes the line high.
     ///
     /// # Errors
-    /// `InvalidInput` when the controller has no such input; the line's level is as set, and the
-    /// next call tries again.
+    /// `InvalidInput` when the controller has no such input; the next call tries again.
     pub fn assert(&self) -> AxResult {
         self.set(true)
     }
@@ -86,7 +85,9 @@ impl IrqLine {
         };
         match self.trigger {
             // Every rising edge has exactly one caller that saw the line low.
-            Trigger::Edge if high && old & WANTED == 0 => self.input.pulse(self.irq),
+            Trigger::Edge if high && old & WANTED == 0 => self.pulse().inspect_err(|_| {
+                self.state.fetch_and(!WANTED, Ordering::AcqRel);
+            }),
             Trigger::Edge => Ok(()),
             Trigger::Level => self.tell(),
         }

@@ -39,8 +39,7 @@ pub(super) fn give_back<P: PagingHandler>(hpa: HostPhysAddr, size: PageSize) {
     P::dealloc_frames(hpa, frames_of(size));
 }
 
-/// Frames taken for a mapping that is about to be made: an intrusive list through the frames
-/// themselves, so that it needs no heap. Those not used are given back.
+/// Frames taken for a mapping that is about to be made. Those not used are given back.
 pub(super) struct FrameReserve<P: PagingHandler> {
     chunks: FrameList<P>,
     frames: FrameList<P>,
@@ -74,20 +73,19 @@ impl<P: PagingHandler> FrameReserve<P> {
 
     /// How many chunks there are.
     pub(super) fn chunks(&self) -> usize {
-        self.chunks.len
+        self.chunks.len()
     }
 
     /// Hands out one frame, zeroed.
     pub(super) fn take(&mut self, size: PageSize) -> Option<HostPhysAddr> {
         let list = if size.is_huge() { &mut self.chunks } else { &mut self.frames };
-        let hpa = list.pop()?;
-        // SAFETY: the frame is the list's, which has forgotten it.
-        unsafe { zero::<P>(hpa, size as usize) };
-        Some(hpa)
+        list.take()
     }
 }
 
-struct FrameList<P: PagingHandler> {
+/// Frames of one size, taken and not used yet: a list through the frames themselves, so that it
+/// needs no heap. Dropping it gives them back.
+pub(super) struct FrameList<P: PagingHandler> {
     size: PageSize,
     head: Option<HostPhysAddr>,
     len: usize,
@@ -95,12 +93,12 @@ struct FrameList<P: PagingHandler> {
 }
 
 impl<P: PagingHandler> FrameList<P> {
-    const fn new(size: PageSize) -> Self {
+    pub(super) const fn new(size: PageSize) -> Self {
         Self { size, head: None, len: 0, handler: PhantomData }
     }
 
     /// Takes one more; false when there is none.
-    fn grow(&mut self) -> bool {
+    pub(super) fn grow(&mut self) -> bool {
         let Some(hpa) = P::alloc_frames(frames_of(self.size), self.size as usize) else {
             return false;
         };
@@ -111,6 +109,19 @@ impl<P: PagingHandler> FrameList<P> {
         self.head = Some(hpa);
         self.len += 1;
         true
+    }
+
+    /// How many frames there are.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Hands out one, zeroed.
+    pub(super) fn take(&mut self) -> Option<HostPhysAddr> {
+        let hpa = self.pop()?;
+        // SAFETY: the frame is the list's, which has forgotten it.
+        unsafe { zero::<P>(hpa, self.size as usize) };
+        Some(hpa)
     }
 
     fn pop(&mut self) -> Option<HostPhysAddr> {

@@ -29,8 +29,9 @@ pub struct GuestTag {
 /// The hardware's instructions to invalidate entries that a nested page table gave rise to.
 ///
 /// Each function returns when the invalidation is complete on the CPUs it reaches: a later entry
-/// into a guest there uses no invalidated entry, nor anything cached from the walk to it. Stores
-/// to the table that precede the call are visible to the walkers before.
+/// into a guest there uses no invalidated entry, nor anything cached from the walk to it: tables
+/// may have been removed, so walk caches are to be dropped too. Stores to the table that precede
+/// the call are visible to the walkers before.
 pub trait NestedTlb: 'static {
     /// Whether `flush_range` and `flush_guest` reach every physical CPU (Arm's inner-shareable
     /// TLBI does). Otherwise they reach this CPU only, and the crate makes the others flush
@@ -101,9 +102,16 @@ impl VmidAllocator {
         (1 << bits) - 1
     }
 
-    /// Narrows the numbers to what a CPU turned out to implement.
+    /// Narrows the numbers to what a CPU turned out to implement. VMIDs that are too wide for it
+    /// are given up.
     pub fn limit_bits(&self, bits: u32) {
-        self.max.fetch_min(Self::highest(bits), Ordering::Relaxed);
+        let mut last = self.last.lock();
+        let max = Self::highest(bits).min(self.max.load(Ordering::Relaxed));
+        self.max.store(max, Ordering::Relaxed);
+        if *last > max {
+            *last = 0;
+            self.generation.fetch_add(1, Ordering::Release);
+        }
     }
 
     /// The present generation.
@@ -257,11 +265,12 @@ impl<T: NestedTlb> GuestTlb<T> {
             return (log.newest, old);
         }
         let new = vmids.allocate();
-        // Vcpus still inside have the old VMID: a broadcast with the new one does not reach them,
-        // so the change itself is a request.
+        // VCPUs still inside have the old VMID: a broadcast with the new one does not reach them,
+        // so the change itself is a request. The order matters: who sees the new VMID sees since
+        // when it counts, and `enter` reads the counter first.
+        self.vmid_since.store(log.newest + 1, Ordering::Release);
         self.vmid.store(new.pack(), Ordering::Release);
         let ticket = self.request(&mut log, None);
-        self.vmid_since.store(ticket.0, Ordering::Release);
         (ticket.0, new)
     }
 
@@ -297,7 +306,10 @@ impl<T: NestedTlb> GuestTlb<T> {
 
     /// Requests that no entry for `range` be used any more, after the table was changed.
     pub(crate) fn invalidate(&self, range: GpaRange) -> Ticket {
-        let ticket = self.request(&mut self.log.lock(), Some(range));
+        // Locked until the broadcast is out: were the VMID renewed in between, a vCPU could enter
+        // with the old one after the request, count as up to date, and miss the broadcast.
+        let mut log = self.log.lock();
+        let ticket = self.request(&mut log, Some(range));
         fence(Ordering::SeqCst);
         if T::BROADCAST {
             let vmid = self.vmid.load(Ordering::Acquire);
@@ -311,7 +323,9 @@ impl<T: NestedTlb> GuestTlb<T> {
     /// Invalidates one range on this CPU alone, after a fault that a stale entry caused.
     pub(crate) fn flush_here(&self, range: GpaRange) {
         let vmid = self.vmid.load(Ordering::Acquire);
-        T::flush_range(self.tag(Vmid::unpack(vmid)), range);
+        if vmid != Vmid::NONE {
+            T::flush_range(self.tag(Vmid::unpack(vmid)), range);
+        }
     }
 
     /// Whether no vCPU can use an entry from before the request any more.

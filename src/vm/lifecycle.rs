@@ -83,31 +83,32 @@ impl Lifecycle {
         })
     }
 
-    /// Moves on if `allowed` says so of the present status; of concurrent callers one succeeds.
+    /// Moves on if `allowed` says so of the present status, which is returned; of concurrent
+    /// callers one succeeds.
     fn advance(
         &self,
         to: VMStatus,
         end: Option<EndReason>,
         allowed: impl Fn(VMStatus) -> bool,
-    ) -> AxResult {
+    ) -> AxResult<VMStatus> {
         self.0
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
                 // The first reason stays.
-                let reason = if word >> 4 == 0 { pack(to, end) } else { word & 0xf0 };
-                allowed(status(word)).then_some(reason & 0xf0 | to as u8)
+                let end = if word >> 4 == 0 { pack(to, end) & 0xf0 } else { word & 0xf0 };
+                allowed(status(word)).then_some(end | to as u8)
             })
-            .map(drop)
+            .map(status)
             .map_err(|_| AxError::BadState)
     }
 
     /// Created → Booting.
     pub(crate) fn begin_boot(&self) -> AxResult {
-        self.advance(VMStatus::Booting, None, |now| now == VMStatus::Created)
+        self.advance(VMStatus::Booting, None, |now| now == VMStatus::Created).map(drop)
     }
 
     /// Booting → Running, unless it was shut down meanwhile.
     pub(crate) fn finish_boot(&self) -> AxResult {
-        self.advance(VMStatus::Running, None, |now| now == VMStatus::Booting)
+        self.advance(VMStatus::Running, None, |now| now == VMStatus::Booting).map(drop)
     }
 
     /// Anything that has not ended → ShuttingDown.
@@ -118,21 +119,22 @@ impl Lifecycle {
                 VMStatus::Created | VMStatus::Booting | VMStatus::Running | VMStatus::Failed
             )
         })
+        .map(drop)
     }
 
     /// Running → Failed.
     pub(crate) fn fail(&self) -> AxResult {
         let failed = Some(EndReason::Failed);
-        self.advance(VMStatus::Failed, failed, |now| now == VMStatus::Running)
+        self.advance(VMStatus::Failed, failed, |now| now == VMStatus::Running).map(drop)
     }
 
     /// ShuttingDown → Terminated; the caller has seen every vCPU out.
     pub(crate) fn terminate(&self) -> AxResult {
-        self.advance(VMStatus::Terminated, None, |now| now == VMStatus::ShuttingDown)
+        self.advance(VMStatus::Terminated, None, |now| now == VMStatus::ShuttingDown).map(drop)
     }
 
-    /// Created, Terminated or Failed → Resetting.
-    pub(crate) fn begin_reset(&self) -> AxResult {
+    /// Created, Terminated or Failed → Resetting; which one it was.
+    pub(crate) fn begin_reset(&self) -> AxResult<VMStatus> {
         self.advance(VMStatus::Resetting, None, |now| {
             matches!(now, VMStatus::Created | VMStatus::Terminated | VMStatus::Failed)
         })
