@@ -13,6 +13,11 @@ use crate::mm::{HostPhysAddr, HostVirtAddr, PagingHandler};
 ///
 /// Methods may be called on any physical CPU, with or without interrupts masked, and while the
 /// crate holds one of its spin locks. They must not call back into the VM they are called for.
+///
+/// The crate's locks are spin locks. A host that preempts its threads masks preemption around
+/// every call into a VM, as `run_vcpu` would otherwise wait, with interrupts masked, for a thread
+/// that cannot run. From an interrupt handler only those calls are made that take no lock of the
+/// VM's: injecting interrupts, driving an [`IrqLine`](crate::irq::IrqLine), looking at states.
 pub trait AxVMHal: Sized + 'static {
     /// Allocates frames and turns physical addresses into virtual ones. Frames are 4 KiB; a
     /// frame need not be zeroed (the crate does it). Any frame that is handed out must be
@@ -20,7 +25,8 @@ pub trait AxVMHal: Sized + 'static {
     type PagingHandler: PagingHandler;
 
     /// Takes the host-physical range `base .. base + size` out of the host's memory, for a guest
-    /// region that is mapped at identical addresses. Returns false when it cannot.
+    /// region that is mapped at identical addresses. Returns false when it cannot. Like a frame,
+    /// the range must be writable at `phys_to_virt` of its addresses.
     fn alloc_memory_region_at(base: HostPhysAddr, size: usize) -> bool;
 
     /// Gives back a range taken with [`alloc_memory_region_at`](Self::alloc_memory_region_at);
@@ -67,7 +73,9 @@ pub trait AxVMHal: Sized + 'static {
     }
 
     /// A vCPU whose last [`run_vcpu`](crate::vm::AxVM::run_vcpu) returned `Halt` has something to
-    /// do: schedule it again. Called at most once for each halt.
+    /// do: schedule it again. Called at most once for each halt, and possibly before `run_vcpu` has
+    /// returned: a host marks the vCPU asleep first, and then asks
+    /// [`AxVM::has_work`](crate::vm::AxVM::has_work).
     ///
     /// Doing nothing is sound if the host runs halted vCPUs again periodically.
     fn wake_vcpu(vm_id: usize, vcpu_id: usize) {

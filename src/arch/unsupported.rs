@@ -8,7 +8,7 @@ use axerrno::{AxError, AxResult};
 
 use crate::{
     hal::AxVMHal,
-    irq::IrqHw,
+    irq::{IrqHw, Priority},
     mm::{
         GpaRange, GuestPhysAddr, HostPhysAddr,
         npt::{Ept, Geometry},
@@ -46,6 +46,8 @@ impl<H: AxVMHal> AxArchVCpu for UnsupportedVCpu<H> {
     type Tlb = NoTlb;
     type IrqHw = Self;
     type State = ();
+
+    const IRQ_PRIORITY: Priority = Priority::LowestFirst;
 
     fn has_hardware_support() -> bool {
         HARDWARE_SUPPORT

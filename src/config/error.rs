@@ -50,7 +50,7 @@ impl fmt::Display for ConfigValue {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     /// The kind that [`AxVM::new`](crate::vm::AxVM::new) returns for it: `InvalidInput`, or
-    /// `AlreadyExists` for an overlap, or `Unsupported`.
+    /// `AlreadyExists` for an overlap.
     pub kind: AxErrorKind,
     /// The field.
     pub field: ConfigField,

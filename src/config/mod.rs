@@ -8,8 +8,9 @@ mod validate;
 use alloc::{string::String, vec::Vec};
 
 pub use error::{ConfigError, ConfigField, ConfigValue};
+pub(crate) use validate::pass_through_ranges;
 
-use crate::mm::{GpaRange, GuestPhysAddr, HostPhysAddr, MappingFlags};
+use crate::mm::{GpaRange, GuestPhysAddr, MappingFlags};
 
 /// What kind of guest the VM runs; for the host's information.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,7 +49,8 @@ pub enum VmMemMappingType {
     /// Host memory at the same address as in the guest, taken by
     /// [`AxVMHal::alloc_memory_region_at`](crate::AxVMHal::alloc_memory_region_at).
     MapIdentical,
-    /// Host memory at the same address as in the guest, which the host has set aside already.
+    /// Host memory at the same address as in the guest, which the host has set aside already, and
+    /// which its `phys_to_virt` maps.
     MapReserved,
 }
 
@@ -111,7 +113,7 @@ pub enum UnclaimedPolicy {
 }
 
 /// Accesses that [`run_vcpu`](crate::vm::AxVM::run_vcpu) returns to the host when no device of the
-/// VM claims them. Ranges of ports and system registers are inclusive.
+/// VM claims them; memory-mapped ones must not overlap memory or devices of the configuration. Ranges of ports and system registers are inclusive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForwardConfig {
     /// Guest-physical addresses.
@@ -253,14 +255,5 @@ impl AxVMConfig {
     /// The physical CPUs on which a vCPU may run, as a bit mask; none when it may run on any.
     pub fn vcpu_affinity(&self, vcpu: usize) -> Option<usize> {
         self.phys_cpu_sets.as_ref()?.get(vcpu).copied()
-    }
-
-    /// What the guest sees of its physical devices: whole pages, those of the same offset joined.
-    /// Each is a guest range and the host address behind its start.
-    ///
-    /// # Errors
-    /// Those of [`validate`](Self::validate).
-    pub(crate) fn pass_through_ranges(&self) -> Result<Vec<(GpaRange, HostPhysAddr)>, ConfigError> {
-        validate::pass_through_ranges(self)
     }
 }

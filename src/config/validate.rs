@@ -28,8 +28,7 @@ impl AxVMConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_cpus()?;
         let mut taken = self.memory_ranges()?;
-        for (range, _) in pass_through_ranges(self)? {
-            let field = ConfigField { entry: None, name: "pass_through_devices" };
+        for PassThrough { range, field, .. } in pass_through_ranges(self)? {
             insert(&mut taken, field, range)?;
         }
         for (index, device) in self.emu_devices.iter().enumerate() {
@@ -40,9 +39,12 @@ impl AxVMConfig {
             }
             // A device without registers in memory (ports only) has length 0.
             if device.length != 0 {
-                let range = guest_range(at, device.base_gpa, device.length)?;
+                let range = guest_range(at("length"), device.base_gpa, device.length)?;
                 insert(&mut taken, at(""), range)?;
             }
+        }
+        for (index, &range) in self.forward.mmio.iter().enumerate() {
+            insert(&mut taken, entry("forward.mmio", index, ""), range)?;
         }
         self.validate_forward()
     }
@@ -92,7 +94,7 @@ impl AxVMConfig {
                 let rule = "must be bits of MappingFlags, READ among them";
                 return Err(ConfigError::invalid(at("flags"), Hex(region.flags), rule));
             }
-            let range = guest_range(at, region.gpa, region.size)?;
+            let range = guest_range(at("size"), region.gpa, region.size)?;
             insert(&mut taken, at(""), range)?;
         }
         Ok(taken)
@@ -116,18 +118,14 @@ impl AxVMConfig {
     }
 }
 
-/// A range that lies below the address limit; `at` names its fields.
-fn guest_range(
-    at: impl Fn(&'static str) -> ConfigField,
-    base: usize,
-    length: usize,
-) -> Result<GpaRange, ConfigError> {
+/// A range that lies below the address limit; `field` names its length.
+fn guest_range(field: ConfigField, base: usize, length: usize) -> Result<GpaRange, ConfigError> {
     if length == 0 {
-        return Err(ConfigError::invalid(at("length"), Hex(0), "must not be 0"));
+        return Err(ConfigError::invalid(field, Hex(0), "must not be 0"));
     }
     GpaRange::new(base.into(), length)
         .filter(|range| range.end().as_usize() <= ADDRESS_LIMIT)
-        .ok_or(ConfigError::invalid(at("length"), Hex(length), "ends beyond the address space"))
+        .ok_or(ConfigError::invalid(field, Hex(length), "ends beyond the address space"))
 }
 
 /// Adds a range that must not overlap those before it.
@@ -143,66 +141,70 @@ fn insert(
     Ok(())
 }
 
-/// See [`AxVMConfig::pass_through_ranges`].
-pub(super) fn pass_through_ranges(
-    config: &AxVMConfig,
-) -> Result<Vec<(GpaRange, HostPhysAddr)>, ConfigError> {
-    let mut ranges: Vec<(GpaRange, HostPhysAddr)> = Vec::new();
+/// What the guest sees of its physical devices: whole pages.
+pub(crate) struct PassThrough {
+    pub(crate) range: GpaRange,
+    /// The host address behind the range's start.
+    pub(crate) hpa: HostPhysAddr,
+    /// The entry that it comes from, the first of those that were joined.
+    field: ConfigField,
+}
+
+impl PassThrough {
+    fn offset(&self) -> usize {
+        self.hpa.as_usize().wrapping_sub(self.range.start().as_usize())
+    }
+}
+
+/// The pages of all physical devices; those that touch at the same offset are joined, as two
+/// devices may share a page.
+pub(crate) fn pass_through_ranges(config: &AxVMConfig) -> Result<Vec<PassThrough>, ConfigError> {
+    let mut ranges = Vec::new();
     for (index, device) in config.pass_through_devices.iter().enumerate() {
         let at = |name| entry("pass_through_devices", index, name);
-        let range = guest_range(at, device.base_gpa, device.length)?;
+        let range = guest_range(at("length"), device.base_gpa, device.length)?;
         if device.base_gpa % PAGE_SIZE_4K != device.base_hpa % PAGE_SIZE_4K {
             let rule = "must have the same offset within its 4 KiB page as base_gpa";
             return Err(ConfigError::invalid(at("base_hpa"), Hex(device.base_hpa), rule));
         }
-        add_pages(&mut ranges, at, range, device.base_hpa)?;
+        add_pages(&mut ranges, at(""), range, device.base_hpa)?;
     }
     for (index, &(base, length)) in config.pass_through_addresses.iter().enumerate() {
-        let at = |name| entry("pass_through_addresses", index, name);
-        let range = guest_range(at, base, length)?;
-        add_pages(&mut ranges, at, range, base)?;
+        let at = entry("pass_through_addresses", index, "");
+        add_pages(&mut ranges, at, guest_range(at, base, length)?, base)?;
     }
     Ok(ranges)
 }
 
-/// Adds the pages of a physical device, joined with those it touches at the same offset: two
-/// devices may share a page.
 fn add_pages(
-    ranges: &mut Vec<(GpaRange, HostPhysAddr)>,
-    at: impl Fn(&'static str) -> ConfigField,
+    ranges: &mut Vec<PassThrough>,
+    field: ConfigField,
     range: GpaRange,
     hpa: usize,
 ) -> Result<(), ConfigError> {
-    let bad = |rule| ConfigError::invalid(at("base_hpa"), Hex(hpa), rule);
-    let cover = range.page_cover().ok_or(bad("ends beyond the address space"))?;
-    let base_hpa = hpa - hpa % PAGE_SIZE_4K;
-    if base_hpa.checked_add(cover.size()).is_none() {
-        return Err(bad("ends beyond the host's address space"));
+    let beyond = ConfigError::invalid(field, Hex(hpa), "ends beyond the host's address space");
+    let range = range.page_cover().ok_or(beyond)?;
+    let hpa = hpa - hpa % PAGE_SIZE_4K;
+    hpa.checked_add(range.size()).ok_or(beyond)?;
+    let mut joined = PassThrough { range, hpa: hpa.into(), field };
+    let touches = |a: GpaRange, b: GpaRange| a.start() <= b.end() && b.start() <= a.end();
+    while let Some(index) = ranges
+        .iter()
+        .position(|other| other.offset() == joined.offset() && touches(other.range, joined.range))
+    {
+        let other = ranges.swap_remove(index);
+        let start = other.range.start().min(joined.range.start());
+        let end = other.range.end().max(joined.range.end());
+        joined = PassThrough {
+            range: GpaRange::from_bounds(start, end).unwrap_or(joined.range),
+            hpa: other.hpa.min(joined.hpa),
+            field: other.field,
+        };
     }
-    let mut joined = (cover, base_hpa);
-    let mut conflict = None;
-    ranges.retain(|&(other, other_hpa)| {
-        let touches = other.start() <= joined.0.end() && joined.0.start() <= other.end();
-        let offset = |range: GpaRange, hpa: usize| hpa.wrapping_sub(range.start().as_usize());
-        let same = offset(other, other_hpa.as_usize()) == offset(joined.0, joined.1);
-        if touches && same {
-            let start = other.start().min(joined.0.start());
-            let end = other.end().max(joined.0.end());
-            joined = (
-                GpaRange::from_bounds(start, end).unwrap_or(joined.0),
-                other_hpa.as_usize().min(joined.1),
-            );
-            return false;
-        }
-        if other.overlaps(joined.0) {
-            conflict = Some(other);
-        }
-        true
-    });
-    if conflict.is_some() {
+    if ranges.iter().any(|other| other.range.overlaps(joined.range)) {
         let rule = "shares pages with another device at another offset";
-        return Err(ConfigError::overlap(at(""), cover, rule));
+        return Err(ConfigError::overlap(field, range, rule));
     }
-    ranges.push((joined.0, joined.1.into()));
+    ranges.push(joined);
     Ok(())
 }

@@ -29,6 +29,12 @@ impl<R: DeviceAddrRange> Bus<R> {
         self.0.last_slot()
     }
 
+    /// Whether a device answers for the address.
+    #[inline]
+    pub(crate) fn claims(&self, slot: usize, addr: R::Addr) -> bool {
+        self.0.read(slot).at(addr).is_some()
+    }
+
     /// A read on vCPU `slot`, or by the [`host`](Self::host). The value has no bit set above the
     /// width. None when the access lies in no device, or not wholly, or the device does not take
     /// its width; an error is the device's.

@@ -306,6 +306,18 @@ unsafe fn copy_from_guest(dst: *mut u8, host: *mut u8, len: usize) {
     }
 }
 
+/// Zeros guest memory, by relaxed stores of aligned words.
+///
+/// # Safety
+/// `host` is aligned to 8 bytes and mapped for `len` bytes, a multiple of 8, accessed by others only
+/// atomically or by guests.
+pub(super) unsafe fn zero_shared(host: *mut u8, len: usize) {
+    for at in (0..len).step_by(WORD) {
+        // SAFETY: the caller's promise; the offset is within `len`.
+        unsafe { AtomicU64::from_ptr(host.add(at).cast()).store(0, Ordering::Relaxed) };
+    }
+}
+
 /// Copies to guest memory; each aligned word is written by one relaxed store.
 ///
 /// # Safety

@@ -37,7 +37,7 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
     /// # Errors
     /// `NoMemory` when the host has no frame; the guest may fault again later.
     pub fn fault(&self, gpa: GuestPhysAddr, access: MappingFlags) -> AxResult<FaultOutcome> {
-        let outcome = self.inner.lock().populate(gpa, access)?;
+        let outcome = self.lock().populate(gpa, access)?;
         if outcome == FaultOutcome::Spurious {
             // This CPU may hold an entry from before the page was mapped, or was allowed more.
             let page = GpaRange::new(gpa.page_base(), PAGE_SIZE_4K);
@@ -56,7 +56,7 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
     /// Makes sure that RAM is mapped at `gpa`, for a copy by the host that needs `access`.
     #[cold]
     pub(super) fn populate_for_host(&self, gpa: GuestPhysAddr, access: MappingFlags) -> AxResult {
-        let mut inner = self.inner.lock();
+        let mut inner = self.lock();
         let device = |region: &Region| region.flags.contains(MappingFlags::DEVICE);
         if inner.regions.find(gpa).is_none_or(device) {
             return Err(AxError::InvalidInput);

@@ -9,7 +9,10 @@ mod addr;
 mod fault;
 mod frames;
 pub mod npt;
+mod quarantine;
 mod region;
+mod reset;
+mod source;
 mod space;
 pub mod tlb;
 
@@ -17,8 +20,8 @@ pub use access::{GuestAtomic, HostSegment};
 pub use addr::{GpaRange, GuestPhysAddr, HostPhysAddr, HostVirtAddr, PAGE_SIZE_4K};
 pub use fault::FaultOutcome;
 pub(crate) use region::Origin;
+pub(crate) use source::Source;
 pub use space::AddrSpace;
-pub(crate) use space::Source;
 /// The end of the guest-physical address space, unless the hardware's is smaller (exclusive).
 pub const ADDRESS_LIMIT: usize = 0x7fff_ffff_f000;
 

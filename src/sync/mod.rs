@@ -18,12 +18,14 @@ pub(crate) mod atomic {
 }
 
 #[cfg(not(loom))]
-pub(crate) use spin::Mutex;
+pub(crate) use spin::{Mutex, MutexGuard};
 
 #[cfg(loom)]
 pub(crate) use self::loom_types::Mutex;
 #[cfg(loom)]
 pub(crate) use loom::cell::{MutPtr, UnsafeCell};
+#[cfg(loom)]
+pub(crate) use loom::sync::MutexGuard;
 
 #[cfg(not(loom))]
 pub(crate) use self::cell::{MutPtr, UnsafeCell};
@@ -69,6 +71,10 @@ mod loom_types {
 
         pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
             self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        }
+
+        pub(crate) fn try_lock(&self) -> Option<loom::sync::MutexGuard<'_, T>> {
+            self.0.try_lock().ok()
         }
     }
 }

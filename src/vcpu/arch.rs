@@ -10,7 +10,7 @@ use super::{
     exit::{Completion, DecodedAccess, VcpuExit},
 };
 use crate::{
-    irq::IrqHw,
+    irq::{IrqHw, Priority},
     mm::{
         GuestPhysAddr, HostPhysAddr, PageSize,
         npt::{Geometry, NptFormat},
@@ -38,6 +38,8 @@ pub trait AxArchVCpu: Sized + Send + 'static {
     /// What the hardware offers an interrupt controller: list registers, `hvip`, virtual-interrupt
     /// delivery, or plain injection.
     type IrqHw: IrqHw + ?Sized;
+    /// Which of several interrupts goes first where no controller decides.
+    const IRQ_PRIORITY: Priority;
     /// Everything that a guest can observe of its vCPU, for reset, snapshot and migration.
     type State: Clone + Send;
 
@@ -108,8 +110,9 @@ pub trait AxArchVCpu: Sized + Send + 'static {
     /// A failure that is no exit; it goes to the host as it is.
     fn run(&mut self) -> AxResult<VcpuExit>;
 
-    /// Finishes the instruction of the last exit, program counter included. Returns the next access of the same
-    /// instruction, if it has more than one (pairs, string moves, read-modify-write).
+    /// Finishes the instruction of the last exit, program counter included. A repeated
+    /// instruction (x86 REP) is finished one round at a time: the guest executes it again. Returns the next access of the same
+    /// instruction, if it has more than one (pairs, memory to memory, read-modify-write).
     ///
     /// # Errors
     /// `BadState` when there is nothing to complete, `InvalidInput` when the answer does not fit

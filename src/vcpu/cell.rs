@@ -145,11 +145,6 @@ impl<A: AxArchVCpu> AxVCpu<A> {
         self.power.is_on()
     }
 
-    /// Whether something waits for it, so that running it makes sense after a halt.
-    pub fn has_work(&self) -> bool {
-        self.attention.is_raised()
-    }
-
     /// Its counters.
     pub fn stats(&self) -> &VcpuStats {
         &self.stats

@@ -227,7 +227,7 @@ pub enum IpiTargets {
 /// The VM's answer to a [`VcpuExit`]; the backend finishes the instruction with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completion {
-    /// The load is done; this was read, zero-extended. The backend writes the register back by
+    /// The load is done; this was read, of which bits above the width do not count. The backend writes the register back by
     /// [`LoadTarget::merge`] and skips the instruction.
     Read(u64),
     /// The store is done: skip the instruction.
@@ -267,8 +267,8 @@ pub enum CpuUpError {
 /// Why [`run_vcpu`](crate::vm::AxVM::run_vcpu) returned.
 ///
 /// Of these a host sees `ExternalInterrupt`, `Halt`, `CpuUp`, `CpuDown`, `SystemDown`,
-/// `SystemReset`, `FailEntry`, a `Hypercall` that nobody served, `Nothing`, and accesses where
-/// it asked for them in the configuration; every other kind the VM serves itself.
+/// `SystemReset`, `FailEntry`, a `Hypercall` that nobody served, and accesses where it asked for
+/// them in the configuration; every other kind the VM serves itself.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum AxVCpuExitReason {
@@ -371,7 +371,7 @@ pub enum AxVCpuExitReason {
     /// Nothing is pending: run the vCPU again when it is kicked, or at
     /// [`next_deadline`](crate::vm::AxVM::next_deadline).
     Halt,
-    /// The VM goes down: the guest powered it off, or it was shut down.
+    /// The VM goes down: the guest powered it off, it was shut down, or another vCPU failed.
     SystemDown,
     /// The guest asked for a reset: when every vCPU is out, call
     /// [`reset`](crate::vm::AxVM::reset) and `boot`.
@@ -381,7 +381,7 @@ pub enum AxVCpuExitReason {
         /// The hardware's code.
         hardware_entry_failure_reason: u64,
     },
-    /// Nothing for the host to do; call again.
+    /// Nothing. Not returned: the VM goes on by itself.
     Nothing,
 }
 

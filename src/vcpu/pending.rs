@@ -56,19 +56,26 @@ impl PendingAnswer {
         match claimed {
             Ok(kind) => {
                 self.value.store(value, Ordering::Relaxed);
-                self.state.store(kind | ANSWERED, Ordering::Release);
+                // Forgotten meanwhile, it is no answer to what is handed out next.
+                let _ = self.state.compare_exchange(
+                    kind | FILLING,
+                    kind | ANSWERED,
+                    Ordering::Release,
+                    Ordering::Relaxed,
+                );
                 Ok(())
             }
             Err(_) => ax_err!(BadState, "no access of this vCPU waits for an answer"),
         }
     }
 
-    /// The owner takes the answer; none when nothing was handed out.
+    /// The answer, for the owner, who [forgets](Self::forget) it when it has served; none when
+    /// nothing was handed out.
     ///
     /// # Errors
     /// `BadState` when the host has not answered yet.
     #[inline]
-    pub(crate) fn take(&self) -> AxResult<Option<Completion>> {
+    pub(crate) fn peek(&self) -> AxResult<Option<Completion>> {
         let state = self.state.load(Ordering::Acquire);
         if state == IDLE {
             return Ok(None);
@@ -77,7 +84,6 @@ impl PendingAnswer {
             return Err(AxError::BadState);
         }
         let value = self.value.load(Ordering::Relaxed);
-        self.state.store(IDLE, Ordering::Relaxed);
         Ok(Some(match state & 0xf {
             kind if kind == Awaited::Read as u8 => Completion::Read(value),
             kind if kind == Awaited::Return as u8 => Completion::Return(value),

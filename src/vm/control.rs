@@ -132,15 +132,13 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     ///
     /// # Errors
     /// `BadState` unless the VM is terminated, failed or not booted, with all vCPUs out;
-    /// `AlreadyExists` when a device was added where memory comes back; `NoMemory`; those of
+    /// `AlreadyExists` when a device or other memory is where memory comes back; `NoMemory`; those of
     /// [`AxArchVCpu::new`] and the like: nothing is changed then. An error of the images' loader
     /// leaves the VM failed: reset it again.
     pub fn reset(&self) -> AxResult {
         self.terminate_if_empty();
-        let before = self.status();
-        self.lifecycle.begin_reset()?;
-        let result = self.reset_parts(before);
-        if let Err(error) = result {
+        let before = self.lifecycle.begin_reset()?;
+        if let Err(error) = self.reset_parts(before) {
             self.lifecycle.finish_reset(before);
             return Err(error);
         }

@@ -10,7 +10,11 @@ mod lifecycle;
 mod memory;
 mod run;
 
-use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use alloc::{
+    boxed::Box,
+    sync::{Arc, Weak},
+    vec::Vec,
+};
 
 use axerrno::{AxError, AxResult, ax_err};
 
@@ -19,10 +23,10 @@ pub use lifecycle::{EndReason, VMStatus};
 use self::lifecycle::Lifecycle;
 use crate::{
     arch::NativeVCpu,
-    config::{AxVMConfig, VmMemMappingType},
+    config::{AxVMConfig, VmMemMappingType, pass_through_ranges},
     device::{AxVmDevices, BaseDeviceOps, Dummy, EmuDeviceType},
     hal::AxVMHal,
-    irq::{DirectIrq, InterruptController, IrqInput, MAX_IRQS, Priority, VcpuNotifier},
+    irq::{DirectIrq, InterruptController, IrqInput, MAX_IRQS, VcpuNotifier},
     mm::{
         ADDRESS_LIMIT, AddrSpace, GpaRange, HostPhysAddr, MappingFlags, Origin, PageSize, Source,
     },
@@ -58,7 +62,7 @@ pub struct AxVM<H: AxVMHal, A: AxArchVCpu = NativeVCpu<H>> {
     loader: Mutex<Option<Loader<H, A>>>,
 }
 
-/// What an interrupt controller needs of its VM: the vCPUs, and where they are.
+/// What runs: the vCPUs and their memory.
 struct Core<H: AxVMHal, A: AxArchVCpu> {
     id: usize,
     vcpus: Box<[AxVCpuRef<A>]>,
@@ -80,12 +84,17 @@ impl<H: AxVMHal, A: AxArchVCpu> Core<H, A> {
     }
 }
 
-impl<H: AxVMHal, A: AxArchVCpu> VcpuNotifier for Core<H, A> {
+/// The controller's way to the vCPUs. It does not keep the VM's memory alive: a host may keep an
+/// interrupt line longer than the VM.
+struct Doorbell<H: AxVMHal, A: AxArchVCpu>(Weak<Core<H, A>>);
+
+impl<H: AxVMHal, A: AxArchVCpu> VcpuNotifier for Doorbell<H, A> {
     fn notify(&self, vcpu: usize) {
-        if let Some(target) = self.vcpus.get(vcpu) {
+        let Some(core) = self.0.upgrade() else { return };
+        if let Some(target) = core.vcpus.get(vcpu) {
             target.stats().count(VcpuEvent::InterruptInjected);
         }
-        self.poke(vcpu, Attention::IRQ);
+        core.poke(vcpu, Attention::IRQ);
     }
 }
 
@@ -101,7 +110,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     pub fn new(config: AxVMConfig) -> AxResult<AxVMRef<H, A>> {
         let cpus = config.cpu_num;
         Self::with_controller(config, |notifier| {
-            Ok(Arc::new(DirectIrq::new(cpus, MAX_IRQS, Priority::HighestFirst, notifier)?))
+            Ok(Arc::new(DirectIrq::new(cpus, MAX_IRQS, A::IRQ_PRIORITY, notifier)?))
         })
     }
 
@@ -122,7 +131,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         let devices = Self::build_devices(&config)?;
         let vcpus = Self::build_vcpus(&config, space.page_table_root())?;
         let core = Arc::new(Core { id: config.id, vcpus, space });
-        let irq = controller(core.clone())?;
+        let irq = controller(Arc::new(Doorbell(Arc::downgrade(&core))))?;
         Ok(Arc::new(Self {
             config,
             lifecycle: Lifecycle::new(),
@@ -243,8 +252,9 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// interrupt number. It is queued, and the vCPUs are kicked.
     ///
     /// # Errors
-    /// `NotFound` when a target does not exist; `InvalidInput` for no target, or a number that
-    /// the interrupt controller does not have. Nobody gets it then.
+    /// `NotFound` when a target does not exist, and `InvalidInput` for no target: nobody gets it
+    /// then. `InvalidInput` for a number that the interrupt controller does not have for a vCPU;
+    /// those before it in the set get it.
     pub fn inject_interrupt_to_vcpu(&self, targets: impl Into<CpuMask>, irq: usize) -> AxResult {
         let targets = targets.into();
         if targets.is_empty() {
@@ -265,6 +275,15 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     pub fn next_deadline(&self, vcpu_id: usize) -> Option<u64> {
         let deadline = self.core.vcpus.get(vcpu_id)?.deadline.load(Ordering::Relaxed);
         (deadline != u64::MAX).then_some(deadline)
+    }
+
+    /// Whether something waits for a vCPU that halted, so that running it makes sense.
+    ///
+    /// A host that puts a halted vCPU to sleep marks it asleep first and asks then, as
+    /// [`AxVMHal::wake_vcpu`] may be called before `run_vcpu` has returned.
+    pub fn has_work(&self, vcpu_id: usize) -> bool {
+        let raised = |vcpu: &AxVCpuRef<A>| vcpu.attention.is_raised();
+        self.core.vcpus.get(vcpu_id).is_some_and(raised) || self.irq.pending(vcpu_id)
     }
 
     /// Exits of one kind, of all vCPUs.
@@ -318,9 +337,9 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             let result = act(vcpu, &mut bound, pcpu);
             bound.unbind().and(result)
         });
-        self.core.space.reap();
         // After a failed bind too: for a moment it looked bound to whoever shut down.
         self.terminate_if_empty();
+        self.core.space.reap();
         result
     }
 
@@ -352,7 +371,7 @@ fn memory_plan(config: &AxVMConfig) -> AxResult<Vec<(GpaRange, MappingFlags, Sou
         Ok((range, MappingFlags::from_bits_truncate(region.flags), source))
     });
     let device = MappingFlags::READ.union(MappingFlags::WRITE).union(MappingFlags::DEVICE);
-    let devices = config.pass_through_ranges()?;
-    let devices = devices.into_iter().map(|(range, hpa)| Ok((range, device, Source::Linear(hpa))));
+    let devices = pass_through_ranges(config)?;
+    let devices = devices.into_iter().map(|d| Ok((d.range, device, Source::Linear(d.hpa))));
     memory.chain(devices).collect()
 }

@@ -9,12 +9,12 @@ use crate::{
     device::{Bus, DeviceAddrRange},
     hal::AxVMHal,
     irq::EntryState,
-    mm::{FaultOutcome, GpaRange, GuestPhysAddr},
+    mm::{FaultOutcome, GpaRange, GuestPhysAddr, MappingFlags},
     sync::atomic::{Ordering, fence},
     vcpu::{
         Access, AccessOp, AccessWidth, Attention, Awaited, AxArchVCpu, AxVCpu, AxVCpuExitReason,
-        BoundVCpu, Completion, CpuMask, CpuUpError, DecodedAccess, GuestFault, IpiTargets,
-        MemFault, Port, SysRegAddr, VcpuEvent, VcpuExit,
+        AxVCpuRef, BoundVCpu, Completion, CpuMask, CpuUpError, DecodedAccess, GuestFault,
+        IpiTargets, MemFault, Port, SysRegAddr, VcpuEvent, VcpuExit,
     },
 };
 
@@ -28,8 +28,6 @@ enum Served {
     Host(AxVCpuExitReason),
     /// As `Host`, and the answer comes later.
     HostAnswers(AxVCpuExitReason, Awaited),
-    /// Answer the guest, then return to the host.
-    CompleteAndReturn(Completion, AxVCpuExitReason),
 }
 
 impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
@@ -50,8 +48,10 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     pub fn run_vcpu(&self, vcpu_id: usize) -> AxResult<AxVCpuExitReason> {
         self.with_bound(vcpu_id, |vcpu, bound, pcpu| {
             let result = self.run_bound(vcpu, bound, pcpu);
+            // In this order: a timer that becomes due in between is seen by the second look.
             let deadline = bound.arch().next_deadline().unwrap_or(u64::MAX);
-            vcpu.deadline.store(deadline, Ordering::Relaxed);
+            let due = bound.arch().has_wakeup();
+            vcpu.deadline.store(if due { 0 } else { deadline }, Ordering::Relaxed);
             result
         })
     }
@@ -78,37 +78,36 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         }
         vcpu.attention.wake();
         self.power_on(vcpu, bound)?;
-        if let Some(answer) = vcpu.answer.take()?
-            && let Some(next) = bound.complete(answer)?
-            && let Some(reason) = self.serve(vcpu, bound, next)?
-        {
-            return Ok(reason);
-        }
-        let mut entry = Entry { pcpu, vmid: None, timer: None, irq: EntryState::default() };
-        let result = loop {
-            match self.enter(vcpu, bound, &mut entry) {
-                Ok(Some(exit)) => match self.serve(vcpu, bound, exit) {
-                    Ok(None) => {}
-                    Ok(Some(reason)) => break Ok(reason),
-                    Err(error) => break Err(error),
-                },
-                Ok(None) => break Ok(AxVCpuExitReason::SystemDown),
-                Err(error) => break Err(error),
+        if let Some(answer) = vcpu.answer.peek()? {
+            let next = bound.complete(answer)?;
+            vcpu.answer.forget();
+            if let Some(next) = next
+                && let Some(reason) = self.serve(vcpu, bound, next)?
+            {
+                return Ok(reason);
             }
-        };
-        // A vCPU that halted has nothing pending any more; to mark it would end its sleep without
-        // the host knowing, and the next interrupt would wake nobody.
-        if entry.irq.more && result != Ok(AxVCpuExitReason::Halt) {
-            vcpu.attention.raise(Attention::IRQ);
         }
-        result
+        // The controller is asked at the first entry: what it had in the hardware, it must read
+        // back, and what is still pending, nobody tells again.
+        let irq = EntryState { in_hardware: false, more: true };
+        let mut entry = Entry { pcpu, vmid: None, timer: None, irq };
+        loop {
+            let Some(exit) = self.enter(vcpu, bound, &mut entry)? else {
+                return Ok(AxVCpuExitReason::SystemDown);
+            };
+            if let Some(reason) = self.serve(vcpu, bound, exit)? {
+                return Ok(reason);
+            }
+        }
     }
 
     /// A vCPU that was started begins where it was told to.
     fn power_on(&self, vcpu: &AxVCpu<A>, bound: &mut BoundVCpu<'_, A>) -> AxResult {
         if let Some((entry, arg)) = vcpu.power.pending() {
-            bound.arch().power_on(entry, arg)?;
-            vcpu.power.set(true);
+            // One that cannot begin there stays off, and may be started elsewhere.
+            let started = bound.arch().power_on(entry, arg);
+            vcpu.power.set(started.is_ok());
+            started?;
         }
         if !vcpu.power.is_on() {
             let what = format_args!("VM {} vCPU {} is switched off", self.id(), vcpu.id());
@@ -192,10 +191,6 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
                     vcpu.answer.expect(awaited);
                     return Ok(Some(reason));
                 }
-                Served::CompleteAndReturn(answer, reason) => {
-                    bound.complete(answer)?;
-                    return Ok(Some(reason));
-                }
             }
         }
     }
@@ -209,14 +204,21 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         bound: &mut BoundVCpu<'_, A>,
         fault: MemFault,
     ) -> AxResult<Served> {
-        // With the instruction at hand a device is looked up at once; otherwise memory comes
-        // first, and only what is none is worth decoding.
-        if let Some(access) = fault.insn
+        // A device is looked up first, and without a lock. The instruction is decoded only where
+        // it is needed: for a device, or for nothing.
+        let decodable = !fault.walk && fault.access != Access::Fetch;
+        let insn = match fault.insn {
+            None if decodable && self.devices.mmio.claims(vcpu.id(), fault.gpa) => {
+                bound.arch().decode()
+            }
+            insn => insn,
+        };
+        if let Some(access) = insn
             && let Some(served) = self.mmio(vcpu, fault.gpa, access)
         {
             return Ok(served);
         }
-        self.memory_or_nothing(vcpu, bound, fault)
+        self.memory_or_nothing(vcpu, bound, MemFault { insn, ..fault })
     }
 
     fn memory_or_nothing(
@@ -238,20 +240,19 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             FaultOutcome::Denied => {
                 vcpu.stats.count(VcpuEvent::PermissionFault);
             }
-            FaultOutcome::Unmapped if fault.insn.is_none() => {}
-            FaultOutcome::Unmapped => {
-                return Ok(self.unclaimed(vcpu, fault.gpa.as_usize(), fault.insn));
-            }
+            FaultOutcome::Unmapped => {}
         }
         if fault.walk || fault.access == Access::Fetch {
             // There is no load or store to finish.
             return Ok(self.unclaimed(vcpu, fault.gpa.as_usize(), None));
         }
-        let Some(access) = fault.insn.or_else(|| bound.arch().decode()) else {
-            return Ok(self.unclaimed(vcpu, fault.gpa.as_usize(), None));
+        // What the host asked for, the look at devices did not see without the instruction.
+        let access = fault.insn.or_else(|| bound.arch().decode());
+        let served = match (fault.insn, access) {
+            (None, Some(access)) => self.mmio(vcpu, fault.gpa, access),
+            _ => None,
         };
-        let device = self.mmio(vcpu, fault.gpa, access);
-        Ok(device.unwrap_or_else(|| self.unclaimed(vcpu, fault.gpa.as_usize(), Some(access))))
+        Ok(served.unwrap_or_else(|| self.unclaimed(vcpu, fault.gpa.as_usize(), access)))
     }
 
     /// An access to a device or to what the host serves; none when it is neither.
@@ -416,7 +417,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
                 Served::HostAnswers(AxVCpuExitReason::Hypercall { nr, args }, Awaited::Return)
             }
             VcpuExit::CpuUp { target_cpu, entry_point, arg } => {
-                self.cpu_up(target_cpu, entry_point, arg)
+                self.cpu_up(bound, target_cpu, entry_point, arg)?
             }
             VcpuExit::CpuDown => {
                 vcpu.power.set(false);
@@ -453,19 +454,27 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         if awake { Served::Continue } else { Served::Host(AxVCpuExitReason::Halt) }
     }
 
-    fn cpu_up(&self, target_cpu: u64, entry_point: GuestPhysAddr, arg: u64) -> Served {
-        let target = (0..self.vcpu_num()).find(|&id| self.config.guest_cpu_id(id) == target_cpu);
-        let started = target.ok_or(CpuUpError::InvalidTarget).and_then(|id| {
-            let vcpu = self.core.vcpus.get(id).ok_or(CpuUpError::InvalidTarget)?;
-            vcpu.power.start(entry_point, arg).map(|()| id as u64)
-        });
-        match started {
-            Ok(target_cpu) => Served::CompleteAndReturn(
-                Completion::CpuUp(Ok(())),
-                AxVCpuExitReason::CpuUp { target_cpu, entry_point, arg },
-            ),
-            Err(error) => Served::Complete(Completion::CpuUp(Err(error))),
-        }
+    fn cpu_up(
+        &self,
+        bound: &mut BoundVCpu<'_, A>,
+        target_cpu: u64,
+        entry_point: GuestPhysAddr,
+        arg: u64,
+    ) -> AxResult<Served> {
+        let by_name = |vcpu: &&AxVCpuRef<A>| vcpu.spec().guest_cpu_id == target_cpu;
+        let started = match self.core.vcpus.iter().find(by_name) {
+            None => Err(CpuUpError::InvalidTarget),
+            Some(_) if !self.core.space.allows(entry_point, MappingFlags::EXECUTE) => {
+                Err(CpuUpError::InvalidAddress)
+            }
+            Some(target) => target.power.start(entry_point, arg).map(|()| target),
+        };
+        let answer = Completion::CpuUp(started.map(drop));
+        let Ok(target) = started else { return Ok(Served::Complete(answer)) };
+        // The answer may be refused: nobody was started then.
+        bound.complete(answer).inspect_err(|_| target.power.set(false))?;
+        let target_cpu = target.id() as u64;
+        Ok(Served::Host(AxVCpuExitReason::CpuUp { target_cpu, entry_point, arg }))
     }
 
     fn send_ipi(&self, vcpu: &AxVCpu<A>, targets: IpiTargets, vector: u64) {
@@ -485,8 +494,8 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         for target in targets.iter() {
             // The guest chose vector and targets: what does not exist gets nothing.
             let sent = usize::try_from(vector).map_err(|_| AxError::InvalidInput);
-            if let Err(error) = sent.and_then(|vector| self.irq.inject(target, vector)) {
-                log::debug!("VM {}: IPI {vector:#x} to vCPU {target}: {error}", self.id());
+            if sent.and_then(|vector| self.irq.inject(target, vector)).is_err() {
+                self.note_unclaimed(vcpu, vector as usize);
             }
         }
     }

@@ -202,7 +202,7 @@ fn a_failing_interrupt_controller_loses_no_interrupt() {
     vm.inject_interrupt_to_vcpu(0, 1).unwrap();
     assert_eq!(vm.run_vcpu(0), Err(io()));
     unbound(&vm, 0);
-    assert!(vm.vcpu(0).unwrap().has_work());
+    assert!(vm.has_work(0));
     assert_eq!(vm.run_vcpu(0), HALT);
     assert!(Hal::machine().events(VM, 0).contains(&Event::IrqTaken(50)));
 }

@@ -96,7 +96,7 @@ fn vcpus_begin_anew() {
     again(&vm);
     assert_eq!(vm.vcpu_state(0).unwrap(), fresh);
     assert!(vm.vcpu(0).unwrap().is_on() && !vm.vcpu(1).unwrap().is_on());
-    assert!(!vm.vcpu(0).unwrap().has_work());
+    assert!(!vm.has_work(0));
     assert_eq!(vm.next_deadline(0), None);
     vm.boot().unwrap();
     Hal::machine().take_trace();

@@ -114,6 +114,8 @@ impl<H: MockHal, F: HwNpt, const BROADCAST: bool> AxArchVCpu for ScriptedVCpu<H,
     type IrqHw = ScriptedIrq<H>;
     type State = ScriptedState;
 
+    const IRQ_PRIORITY: axvm::irq::Priority = axvm::irq::Priority::HighestFirst;
+
     fn has_hardware_support() -> bool {
         Self::machine().supported()
     }
