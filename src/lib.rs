@@ -15,4 +15,8 @@ mod sync;
 pub mod vcpu;
 pub mod vm;
 
+pub use arch::{NativeVCpu, has_hardware_support};
+pub use config::AxVMConfig;
 pub use hal::AxVMHal;
+pub use vcpu::{AxVCpuExitReason, AxVMPerCpu};
+pub use vm::{AxVM, AxVMRef};

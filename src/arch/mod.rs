@@ -8,3 +8,8 @@ pub use unsupported::{NoConfig, NoTlb, UnsupportedPerCpu, UnsupportedVCpu};
 
 /// The backend of the target architecture.
 pub type NativeVCpu<H> = UnsupportedVCpu<H>;
+
+/// Whether this machine can run guests with [`NativeVCpu`]; harmless in a user process.
+pub fn has_hardware_support() -> bool {
+    unsupported::HARDWARE_SUPPORT
+}

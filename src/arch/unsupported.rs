@@ -17,6 +17,8 @@ use crate::{
     vcpu::{AxArchPerCpu, AxArchVCpu, Completion, Hardware, VcpuExit, VcpuSpec},
 };
 
+pub(super) const HARDWARE_SUPPORT: bool = false;
+
 static HARDWARE: Hardware = Hardware::new(16);
 
 /// A vCPU that can be created, but never runs.
@@ -46,7 +48,7 @@ impl<H: AxVMHal> AxArchVCpu for UnsupportedVCpu<H> {
     type State = ();
 
     fn has_hardware_support() -> bool {
-        false
+        HARDWARE_SUPPORT
     }
 
     fn npt_geometry() -> AxResult<Geometry> {

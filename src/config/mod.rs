@@ -196,6 +196,13 @@ impl AxVMConfig {
         self
     }
 
+    /// Adds memory that the guest may read, write and execute, each page given at its first use.
+    #[must_use]
+    pub fn with_ram(self, gpa: usize, size: usize) -> Self {
+        let all = MappingFlags::READ | MappingFlags::WRITE | MappingFlags::EXECUTE;
+        self.with_memory(gpa, size, all, VmMemMappingType::MapLazy)
+    }
+
     /// Adds a region of memory.
     #[must_use]
     pub fn with_memory(

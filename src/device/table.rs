@@ -60,6 +60,8 @@ pub(super) struct DeviceTable<R: DeviceAddrRange> {
     /// Node `k` is at `k`; there is no node 0. The child `2k` holds the greater addresses, and
     /// `2k + 1` the smaller ones.
     nodes: Vec<usize>,
+    /// Node 1 once more, at hand for the first step; 0 without devices.
+    root: usize,
     /// The leaf that a walk of `n` nodes reaches is `n + 1` to `2n + 1`; the first is at 0.
     leaves: Vec<Target<R>>,
 }
@@ -67,7 +69,7 @@ pub(super) struct DeviceTable<R: DeviceAddrRange> {
 impl<R: DeviceAddrRange> DeviceTable<R> {
     /// A table without devices.
     pub(super) const fn new() -> Self {
-        Self { entries: Vec::new(), nodes: Vec::new(), leaves: Vec::new() }
+        Self { entries: Vec::new(), nodes: Vec::new(), root: 0, leaves: Vec::new() }
     }
 
     /// The device in whose range the whole access lies, if it can be accessed so.
@@ -82,7 +84,7 @@ impl<R: DeviceAddrRange> DeviceTable<R> {
     /// The leaf of the greatest first address that is not above `addr`.
     #[inline]
     fn leaf(&self, addr: usize) -> usize {
-        let mut node = 1_usize;
+        let mut node = 2 + usize::from(addr < self.root);
         while let Some(first) = self.nodes.get(node) {
             node = node.wrapping_add(node).wrapping_add((addr < *first).into());
         }
@@ -154,10 +156,15 @@ impl<R: DeviceAddrRange> DeviceTable<R> {
 
     fn from_sorted(entries: Vec<Entry<R>>) -> AxResult<Box<Self>> {
         let count = entries.len();
-        let mut table =
-            Self { entries, nodes: with_capacity(count + 1)?, leaves: with_capacity(count + 1)? };
+        let mut table = Self {
+            entries,
+            root: 0,
+            nodes: with_capacity(count + 1)?,
+            leaves: with_capacity(count + 1)?,
+        };
         table.nodes.resize(count + 1, 0);
         fill(&mut table.nodes, 1, &mut table.entries.iter().map(|entry| entry.first));
+        table.root = table.nodes.get(1).copied().unwrap_or(0);
 
         let Some(lowest) = table.entries.first() else { return Ok(Box::new(table)) };
         let mut leaves = with_capacity(count + 1)?;

@@ -80,11 +80,11 @@ impl DirectIrq {
     fn offer_word(
         &self,
         hw: &mut (impl IrqHw + ?Sized),
+        vcpu: usize,
         index: usize,
         edges: &AtomicU64,
-        levels: u64,
     ) -> AxResult<bool> {
-        let mut rest = edges.load(Ordering::Acquire) | levels;
+        let mut rest = edges.load(Ordering::Acquire) | self.level_word(vcpu, index);
         while rest != 0 {
             let place = match self.priority {
                 Priority::LowestFirst => rest.trailing_zeros(),
@@ -94,12 +94,16 @@ impl DirectIrq {
             rest &= !bit;
             // Claimed first: an edge that comes from now on is a new one.
             let edge = edges.fetch_and(!bit, Ordering::AcqRel) & bit;
+            let level = self.level_word(vcpu, index) & bit;
+            if edge | level == 0 {
+                continue; // The device has just lowered it.
+            }
             let irq = index * 64 + place as usize;
             match hw.inject(irq) {
                 Ok(()) => {}
                 Err(AxError::InvalidInput) => {
                     log::debug!("interrupt {irq} dropped: the architecture has no such number");
-                    if let Some(word) = self.levels.get(index).filter(|_| levels & bit != 0) {
+                    if let Some(word) = self.levels.get(index).filter(|_| level != 0) {
                         word.fetch_and(!bit, Ordering::AcqRel);
                     }
                 }
@@ -148,8 +152,7 @@ impl<Hw: IrqHw + ?Sized> InterruptController<Hw> for DirectIrq {
 
     fn before_entry(&self, vcpu: usize, hw: &mut Hw) -> AxResult<EntryState> {
         let words = self.edges.get(vcpu).ok_or(AxError::NotFound)?;
-        let mut offer =
-            |(index, word)| self.offer_word(hw, index, word, self.level_word(vcpu, index));
+        let mut offer = |(index, word)| self.offer_word(hw, vcpu, index, word);
         // Each stops at the first word that is not taken whole, or fails.
         let stop = |taken: &AxResult<bool>| *taken != Ok(true);
         let words = words.iter().enumerate();

@@ -1,8 +1,8 @@
 //! TLB maintenance for the nested page table, by VM: VMIDs with generations, and the agreement
 //! between whoever removes a mapping and the vCPUs that may still use it.
 //!
-//! Whoever changes the table *requests* an invalidation ([`GuestTlb::invalidate`]) and gets a
-//! [`Ticket`]. A frame may be freed once the ticket is [reached](GuestTlb::is_reached): every
+//! Whoever changes the table *requests* an invalidation (`GuestTlb::invalidate`) and gets a
+//! [`Ticket`]. A frame may be freed once the ticket is reached (`GuestTlb::is_reached`): every
 //! vCPU is outside the guest or has entered it after the request, and an entry after a request
 //! flushes first. A vCPU announces itself before it reads the request counter, and the requester
 //! bumps the counter before it reads the announcements, each with a full fence between: one of

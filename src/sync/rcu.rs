@@ -10,9 +10,13 @@ use core::{marker::PhantomData, ops::Deref, ptr::NonNull};
 
 use super::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
 
-/// The readers of one slot, on a cache line of its own: the count for each of the two phases.
+/// How many readers are in one slot and phase, on a cache line of its own.
 #[repr(align(64))]
-struct Slot([AtomicUsize; 2]);
+struct Count(AtomicUsize);
+
+/// The counts of one phase, as many as there are slots. Boxed one by one: a reader then carries
+/// one pointer along and not a base and an offset.
+type Row = Box<[Box<Count>]>;
 
 /// Grace periods: [`synchronize`](Self::synchronize) waits for every reader that came before it.
 ///
@@ -22,49 +26,39 @@ struct Slot([AtomicUsize; 2]);
 /// New readers are sent to the phase that is not being waited for, so they cannot keep a writer
 /// waiting.
 pub(crate) struct Epoch {
-    /// A power of two of them.
-    slots: Box<[Slot]>,
-    /// The first slot's count for the phase that new readers enter: what all slots have in
-    /// common, so that a reader need not work it out.
-    current: AtomicPtr<AtomicUsize>,
+    /// One for each phase, of the same length, a power of two.
+    rows: [Row; 2],
+    /// The first count of the row that new readers enter.
+    current: AtomicPtr<Box<Count>>,
     writer: Turn,
 }
 
 impl Epoch {
     /// An epoch with at least `slots` slots: the next power of two.
     pub(crate) fn new(slots: usize) -> Self {
-        let slot = |_| Slot([AtomicUsize::new(0), AtomicUsize::new(0)]);
-        let slots: Box<[Slot]> = (0..slots.next_power_of_two()).map(slot).collect();
-        let current = AtomicPtr::new(Self::first_count(&slots, 0));
-        Self { slots, current, writer: Turn::new() }
-    }
-
-    /// The first slot's count for `phase`, 0 or 1, as a pointer that may be moved to the others.
-    fn first_count(slots: &[Slot], phase: usize) -> *mut AtomicUsize {
-        slots.as_ptr().cast::<AtomicUsize>().wrapping_add(phase).cast_mut()
+        let count = |_| Box::new(Count(AtomicUsize::new(0)));
+        let rows = [(); 2].map(|()| (0..slots.next_power_of_two()).map(count).collect::<Row>());
+        let current = AtomicPtr::new(first(&rows[0]));
+        Self { rows, current, writer: Turn::new() }
     }
 
     /// The last slot's number.
     pub(crate) fn last_slot(&self) -> usize {
-        self.slots.len() - 1
+        self.rows[0].len() - 1
     }
 
     /// Counts a reader in, until the guard is dropped. Guards may nest. `slot` is taken modulo
     /// the number of slots.
     #[inline]
     pub(crate) fn enter(&self, slot: usize) -> EpochGuard<'_> {
-        let offset = (slot & (self.slots.len() - 1)) * size_of::<Slot>();
         // A phase that is out of date only makes a writer wait longer: both are waited for.
-        let first = self.current.load(Ordering::Relaxed);
-        // SAFETY: `first` is a count of slot 0, derived from the whole slice. The length is a
-        // power of two, hence not 0, and `x & (len - 1) < len`: `offset` later is the same
-        // count of another slot. Counts are only used through shared references, and live as
-        // long as `self`.
-        let count = unsafe { &*first.byte_add(offset) };
-        count.fetch_add(1, Ordering::Relaxed);
+        let row = self.current.load(Ordering::Relaxed);
+        // SAFETY: it is the start of a row, which lives and stays as it is as long as `self`. The
+        // rows' length is a power of two, hence not 0, and `x & (len - 1) < len`.
+        let Count(count) = unsafe { &**row.add(slot & self.last_slot()) };
         // Pairs with the fence in `synchronize`: whichever of the two comes first, either the
         // writer sees this reader, or this reader sees all that the writer did before.
-        fence(Ordering::SeqCst);
+        fetch_add_fenced(count);
         EpochGuard { count }
     }
 
@@ -73,18 +67,36 @@ impl Epoch {
     pub(crate) fn synchronize(&self, mut relax: impl FnMut()) {
         let _turn = self.writer.take(&mut relax);
         fence(Ordering::SeqCst);
-        // Away from phase 0 and back, so that phase 0 is always the one entered now.
-        for old in 0..2 {
-            self.current.store(Self::first_count(&self.slots, 1 - old), Ordering::Relaxed);
-            for Slot(counts) in &self.slots {
+        let [even, odd] = &self.rows;
+        // Away from the even phase and back, so that it is always the one entered between calls.
+        for (old, new) in [(even, odd), (odd, even)] {
+            self.current.store(first(new), Ordering::Relaxed);
+            for count in old {
                 // The last reader's Release, and through it (a chain of read-modify-writes)
                 // every earlier one's, is acquired here.
-                while counts.get(old).is_some_and(|count| count.load(Ordering::Acquire) != 0) {
+                while count.0.load(Ordering::Acquire) != 0 {
                     relax();
                 }
             }
         }
     }
+}
+
+/// The start of a row, which is only read through it.
+fn first(row: &Row) -> *mut Box<Count> {
+    row.as_ptr().cast_mut()
+}
+
+/// Adds one; then a sequentially consistent fence.
+#[inline]
+fn fetch_add_fenced(count: &AtomicUsize) {
+    count.fetch_add(1, Ordering::SeqCst);
+    // On x86 the locked instruction is that fence already (Intel SDM vol. 3A 9.2.2: loads and
+    // stores are not reordered with it), and a second one doubles a reader's price.
+    #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
+    core::sync::atomic::compiler_fence(Ordering::SeqCst);
+    #[cfg(not(all(target_arch = "x86_64", not(any(loom, miri)))))]
+    fence(Ordering::SeqCst);
 }
 
 /// A reader that is counted in.
@@ -242,7 +254,7 @@ mod tests {
     fn synchronize_waits_for_a_reader_in_either_phase() {
         let epoch = Epoch::new(1);
         for phase in [0, 1, 0] {
-            epoch.current.store(Epoch::first_count(&epoch.slots, phase), Ordering::Relaxed);
+            epoch.current.store(first(&epoch.rows[phase]), Ordering::Relaxed);
             let mut guard = Some(epoch.enter(0));
             let mut waited = 0;
             epoch.synchronize(|| {

@@ -155,10 +155,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         let root = self.ept_root();
         let fresh: Vec<A> =
             self.core.vcpus.iter().map(|vcpu| vcpu.fresh(entry, root)).collect::<AxResult<_>>()?;
-        {
-            let _layout = self.layout.lock();
-            self.core.space.reset(&self.plan)?;
-        }
+        self.core.space.reset(&self.plan)?;
         for ((claim, vcpu), arch) in claims.iter_mut().zip(&self.core.vcpus).zip(fresh) {
             *claim.arch() = arch;
             claim.release_to(VCpuState::Free);

@@ -92,10 +92,9 @@ impl Lifecycle {
     ) -> AxResult {
         self.0
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-                allowed(status(word)).then(|| match end {
-                    Some(_) => pack(to, end),
-                    None => (word & 0xf0) | to as u8,
-                })
+                // The first reason stays.
+                let reason = if word >> 4 == 0 { pack(to, end) } else { word & 0xf0 };
+                allowed(status(word)).then_some(reason & 0xf0 | to as u8)
             })
             .map(drop)
             .map_err(|_| AxError::BadState)

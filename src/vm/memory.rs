@@ -15,7 +15,8 @@ use crate::{
 };
 
 impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
-    /// The address space: copies, atomics, faults.
+    /// The address space: copies, atomics, faults. To map host memory use
+    /// [`map_region`](Self::map_region), which looks at devices too.
     pub fn memory(&self) -> &AddrSpace<H, A::Npt, A::Tlb> {
         &self.core.space
     }
@@ -45,13 +46,16 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         size: usize,
         flags: MappingFlags,
     ) -> AxResult {
-        let _layout = self.layout.lock();
-        if let Some(range) = GpaRange::new(gpa, size)
-            && self.devices.overlaps_mmio(range)
-        {
-            return ax_err!(AlreadyExists, format_args!("{range:?} overlaps a device"));
-        }
-        self.core.space.add(gpa, size, flags, Source::Linear(hpa), Origin::Host)
+        let free = || match GpaRange::new(gpa, size) {
+            Some(range) if self.devices.overlaps_mmio(range) => {
+                ax_err!(AlreadyExists, format_args!("{range:?} overlaps a device"))
+            }
+            _ => Ok(()),
+        };
+        free()?;
+        self.core.space.add(gpa, size, flags, Source::Linear(hpa), Origin::Host)?;
+        // A device that was added meanwhile has looked before the memory was there: look again.
+        free().or_else(|error| self.core.space.unmap(gpa, size).and(Err(error)))
     }
 
     /// Removes memory from the guest; see [`AddrSpace::unmap`]. Host memory may be used for

@@ -31,7 +31,8 @@ use crate::{
         atomic::{Ordering, fence},
     },
     vcpu::{
-        Attention, AxArchVCpu, AxVCpu, AxVCpuRef, CpuMask, ExitKind, VCpuState, VcpuEvent, VcpuSpec,
+        Attention, AxArchVCpu, AxVCpu, AxVCpuRef, BoundVCpu, CpuMask, ExitKind, VCpuState,
+        VcpuEvent, VcpuSpec,
     },
 };
 
@@ -55,8 +56,6 @@ pub struct AxVM<H: AxVMHal, A: AxArchVCpu = NativeVCpu<H>> {
     /// The memory of the configuration, for `reset`.
     plan: Vec<(GpaRange, MappingFlags, Source)>,
     loader: Mutex<Option<Loader<H, A>>>,
-    /// Held while a region or a device is added, so that neither overlaps the other.
-    layout: Mutex<()>,
 }
 
 /// What an interrupt controller needs of its VM: the vCPUs, and where they are.
@@ -132,7 +131,6 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             irq,
             plan,
             loader: Mutex::new(None),
-            layout: Mutex::new(()),
         }))
     }
 
@@ -226,11 +224,14 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// `AlreadyExists` when its range overlaps a device or a region of memory.
     pub fn add_mmio_device(&self, device: Arc<dyn BaseDeviceOps<GpaRange>>) -> AxResult {
         let range = device.address_range();
-        let _layout = self.layout.lock();
-        if self.core.space.overlaps_region(range) {
-            return ax_err!(AlreadyExists, format_args!("{range:?} overlaps guest memory"));
-        }
-        self.devices.add_mmio_dev(device)
+        let free = || match self.core.space.overlaps_region(range) {
+            true => ax_err!(AlreadyExists, format_args!("{range:?} overlaps guest memory")),
+            false => Ok(()),
+        };
+        free()?;
+        self.devices.add_mmio_dev(device)?;
+        // Memory that was mapped meanwhile has looked before the device was there: look again.
+        free().or_else(|error| self.devices.remove_mmio_dev(range.start()).and(Err(error)))
     }
 
     /// The interrupt controller's inputs, for [`IrqLine`](crate::irq::IrqLine)s of devices.
@@ -281,9 +282,11 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// Reads the whole state of a vCPU.
     ///
     /// # Errors
-    /// `InvalidInput` for no such vCPU; `BadState` while it is bound.
+    /// `InvalidInput` for no such vCPU; `BadState` while it is bound, or when virtualization is
+    /// off on this physical CPU.
     pub fn vcpu_state(&self, vcpu_id: usize) -> AxResult<A::State> {
-        Ok(self.vcpu_ref(vcpu_id)?.bind()?.arch().state())
+        let vcpu = self.vcpu_ref(vcpu_id)?;
+        Ok(self.bind(vcpu, H::current_pcpu_id())?.arch().state())
     }
 
     /// Replaces the whole state of a vCPU.
@@ -292,7 +295,8 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// As [`vcpu_state`](Self::vcpu_state); `InvalidInput` also for a state that the hardware
     /// cannot hold.
     pub fn set_vcpu_state(&self, vcpu_id: usize, state: &A::State) -> AxResult {
-        self.vcpu_ref(vcpu_id)?.bind()?.arch().set_state(state)
+        let vcpu = self.vcpu_ref(vcpu_id)?;
+        self.bind(vcpu, H::current_pcpu_id())?.arch().set_state(state)
     }
 
     fn vcpu_ref(&self, vcpu_id: usize) -> AxResult<&AxVCpuRef<A>> {
@@ -300,6 +304,14 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             return ax_err!(InvalidInput, format_args!("VM {} has no vCPU {vcpu_id}", self.id()));
         };
         Ok(vcpu)
+    }
+
+    /// Binds a vCPU to the physical CPU that the caller is on.
+    fn bind<'v>(&self, vcpu: &'v AxVCpu<A>, pcpu: usize) -> AxResult<BoundVCpu<'v, A>> {
+        if !A::hardware().is_enabled(pcpu) {
+            return ax_err!(BadState, format_args!("virtualization is off on CPU {pcpu}"));
+        }
+        vcpu.bind()
     }
 
     /// Whether some vCPU is bound to a physical CPU.

@@ -48,12 +48,9 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// guest needs a page and the host has none: free some and call again. Whatever the hardware
     /// refuses. The vCPU is unbound in every case.
     pub fn run_vcpu(&self, vcpu_id: usize) -> AxResult<AxVCpuExitReason> {
-        let vcpu = self.vcpu_ref(vcpu_id)?;
         let pcpu = H::current_pcpu_id();
-        if !A::hardware().is_enabled(pcpu) {
-            return ax_err!(BadState, format_args!("virtualization is off on CPU {pcpu}"));
-        }
-        let mut bound = vcpu.bind()?;
+        let vcpu = self.vcpu_ref(vcpu_id)?;
+        let mut bound = self.bind(vcpu, pcpu)?;
         let result = self.run_bound(vcpu, &mut bound, pcpu);
         let deadline = bound.arch().next_deadline().unwrap_or(u64::MAX);
         vcpu.deadline.store(deadline, Ordering::Relaxed);
@@ -139,15 +136,23 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             entry.timer = Some(deadline);
         }
         let _inside = Inside { leave: || tlb.leave(id) };
-        tlb.announce(id, entry.pcpu);
-        let attention = vcpu.attention.take();
-        if attention & Attention::LIFECYCLE != 0 && self.status() != VMStatus::Running {
-            return Ok(None);
-        }
-        if attention & Attention::IRQ != 0 || entry.irq.more {
-            // Until it is known better, also if the controller fails.
-            entry.irq.more = true;
-            entry.irq = self.irq.before_entry(id, bound.arch().irq_hw())?;
+        loop {
+            let attention = vcpu.attention.take();
+            if attention & Attention::LIFECYCLE != 0 && self.status() != VMStatus::Running {
+                return Ok(None);
+            }
+            if attention & Attention::IRQ != 0 || entry.irq.more {
+                // Until it is known better, also if the controller fails.
+                entry.irq.more = true;
+                entry.irq = self.irq.before_entry(id, bound.arch().irq_hw())?;
+            }
+            tlb.announce(id, entry.pcpu);
+            // Whatever is raised from here on is followed by a kick. Between here and the entry
+            // nothing waits for anybody: who changes the page table may be waiting for us.
+            if !vcpu.attention.is_raised() {
+                break;
+            }
+            tlb.leave(id);
         }
         let vmid = tlb.enter(id, entry.pcpu, A::hardware());
         if entry.vmid != Some(vmid) {

@@ -11,6 +11,7 @@ mod execute;
 mod format;
 mod hal;
 mod irq;
+pub mod kernel;
 mod logger;
 mod machine;
 mod mmu;
