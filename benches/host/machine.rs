@@ -10,8 +10,8 @@ use axvm::mm::npt::{Ept, Geometry};
 use axvm::mm::tlb::{GuestTag, NestedTlb};
 use axvm::mm::{GpaRange, GuestPhysAddr, HostPhysAddr, HostVirtAddr};
 use axvm::vcpu::{
-    Access, AccessOp, AccessWidth, AxArchPerCpu, AxArchVCpu, Completion, DecodedAccess,
-    Hardware, LoadTarget, MemFault, VcpuExit, VcpuSpec,
+    Access, AccessOp, AccessWidth, AxArchPerCpu, AxArchVCpu, Completion, DecodedAccess, Hardware,
+    LoadTarget, MemFault, VcpuExit, VcpuSpec,
 };
 
 use crate::frames::Frames;

@@ -63,6 +63,9 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
     /// As [`read`](Self::read).
     #[inline]
     pub fn read_obj<V: FromBytes>(&self, gpa: GuestPhysAddr) -> AxResult<V> {
+        if let Some(value) = self.read_word(gpa) {
+            return value;
+        }
         let mut value = MaybeUninit::<V>::uninit();
         // SAFETY: the value is writable for its size, and is not guest memory.
         unsafe { self.read_raw(gpa, value.as_mut_ptr().cast(), size_of::<V>())? };
@@ -155,9 +158,23 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
         self.host_segments(gpa, len).ok()
     }
 
+    /// Reads an aligned object of the size of a word by one load; none if it is another object.
+    #[inline(always)]
+    fn read_word<V: FromBytes>(&self, gpa: GuestPhysAddr) -> Option<AxResult<V>> {
+        if size_of::<V>() != WORD || !gpa.as_usize().is_multiple_of(WORD) {
+            return None;
+        }
+        let word = self.segment(gpa, MappingFlags::READ, |host, _| {
+            // SAFETY: mapped guest memory; an aligned word lies in one page, and pages are
+            // aligned in the host too.
+            unsafe { AtomicU64::from_ptr(host.cast()) }.load(Ordering::Relaxed)
+        });
+        // SAFETY: the sizes are equal, and `FromBytes` takes any bytes.
+        Some(word.map(|word: u64| unsafe { core::mem::transmute_copy(&word) }))
+    }
+
     /// # Safety
     /// `dst` is writable for `len` bytes and is not guest memory.
-    #[inline]
     unsafe fn read_raw(&self, gpa: GuestPhysAddr, dst: *mut u8, len: usize) -> AxResult {
         let mut done = 0;
         while done < len {

@@ -40,6 +40,7 @@ impl Attention {
     }
 
     /// Whether a reason is waiting.
+    #[inline]
     pub(crate) fn is_raised(&self) -> bool {
         self.0.load(Ordering::Acquire) & !Self::SLEEPING != 0
     }

@@ -177,44 +177,67 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         mut exit: VcpuExit,
     ) -> AxResult<Option<AxVCpuExitReason>> {
         loop {
-            let served = match exit {
-                VcpuExit::MemFault(fault) => self.memory_fault(vcpu, bound, fault)?,
-                VcpuExit::Port { port, access } => self.port(vcpu, port, access),
-                VcpuExit::SysReg { addr, op } => self.sys_reg(vcpu, addr, op),
-                other => self.other(vcpu, bound, other)?,
+            // The most frequent exits by far, apart: what they need fits in registers. With the
+            // instruction at hand a device is looked up at once; otherwise memory comes first,
+            // and only what is none is worth decoding.
+            let device = match exit {
+                VcpuExit::MemFault(MemFault { gpa, insn: Some(access), .. }) => {
+                    self.device(vcpu, &self.devices.mmio, gpa, access)
+                }
+                VcpuExit::Port { port, access } => {
+                    self.device(vcpu, &self.devices.ports, port, access)
+                }
+                _ => None,
             };
-            match served {
-                Served::Complete(answer) => match bound.complete(answer)? {
-                    Some(next) => exit = next,
-                    None => return Ok(None),
+            let answer = match device {
+                Some(answer) => answer,
+                None => match self.serve_without_device(vcpu, bound, &exit)? {
+                    Served::Complete(answer) => answer,
+                    Served::Continue => return Ok(None),
+                    Served::Host(reason) => return Ok(Some(reason)),
+                    Served::HostAnswers(reason, awaited) => {
+                        vcpu.answer.expect(awaited);
+                        return Ok(Some(reason));
+                    }
+                    Served::CompleteAndReturn(answer, reason) => {
+                        bound.complete(answer)?;
+                        return Ok(Some(reason));
+                    }
                 },
-                Served::Continue => return Ok(None),
-                Served::Host(reason) => return Ok(Some(reason)),
-                Served::HostAnswers(reason, awaited) => {
-                    vcpu.answer.expect(awaited);
-                    return Ok(Some(reason));
-                }
-                Served::CompleteAndReturn(answer, reason) => {
-                    bound.complete(answer)?;
-                    return Ok(Some(reason));
-                }
+            };
+            match bound.complete(answer)? {
+                Some(next) => exit = next,
+                None => return Ok(None),
             }
         }
     }
 
-    /// Decides what a fault in the nested page table is: a device, memory to be populated, or
-    /// nothing.
-    #[inline]
+    /// Serves an exit that is no access to a device, as far as [`serve`](Self::serve) could see.
+    #[inline(never)]
+    fn serve_without_device(
+        &self,
+        vcpu: &AxVCpu<A>,
+        bound: &mut BoundVCpu<'_, A>,
+        exit: &VcpuExit,
+    ) -> AxResult<Served> {
+        Ok(match *exit {
+            VcpuExit::MemFault(fault) => self.memory_fault(vcpu, bound, fault)?,
+            VcpuExit::Port { port, access } => self.port_without_device(vcpu, port, access),
+            VcpuExit::SysReg { addr, op } => self.sys_reg(vcpu, addr, op),
+            other => self.other(vcpu, bound, other)?,
+        })
+    }
+
+    /// Decides what a fault in the nested page table is: for the host, memory to be populated, or
+    /// nothing; or a device, if the instruction is not known yet.
     fn memory_fault(
         &self,
         vcpu: &AxVCpu<A>,
         bound: &mut BoundVCpu<'_, A>,
         fault: MemFault,
     ) -> AxResult<Served> {
-        // With the instruction at hand a device is looked up at once; otherwise memory comes
-        // first, and only what is none is worth decoding.
         if let Some(access) = fault.insn
-            && let Some(served) = self.mmio(vcpu, fault.gpa, access)
+            && let Some(served) = self.forwarded_mmio(fault.gpa, access)
         {
             return Ok(served);
         }
@@ -252,21 +275,19 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         let Some(access) = fault.insn.or_else(|| bound.arch().decode()) else {
             return Ok(self.unclaimed(vcpu, fault.gpa.as_usize(), None));
         };
-        let device = self.mmio(vcpu, fault.gpa, access);
-        Ok(device.unwrap_or_else(|| self.unclaimed(vcpu, fault.gpa.as_usize(), Some(access))))
+        if let Some(answer) = self.device(vcpu, &self.devices.mmio, fault.gpa, access) {
+            return Ok(Served::Complete(answer));
+        }
+        let forwarded = self.forwarded_mmio(fault.gpa, access);
+        Ok(forwarded.unwrap_or_else(|| self.unclaimed(vcpu, fault.gpa.as_usize(), Some(access))))
     }
 
-    /// An access to a device or to what the host serves; none when it is neither.
-    #[inline]
-    fn mmio(
+    /// An access to what the host serves; none when it is not.
+    fn forwarded_mmio(
         &self,
-        vcpu: &AxVCpu<A>,
         gpa: GuestPhysAddr,
         DecodedAccess { width, op }: DecodedAccess,
     ) -> Option<Served> {
-        if let Some(served) = self.device(vcpu, &self.devices.mmio, gpa, width, op) {
-            return Some(served);
-        }
         let range = GpaRange::new(gpa, width.size())?;
         if !self.config.forward.mmio.iter().any(|wanted| wanted.contains_range(range)) {
             return None;
@@ -292,15 +313,13 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         })
     }
 
-    fn port(
+    /// An access to a port that no device has.
+    fn port_without_device(
         &self,
         vcpu: &AxVCpu<A>,
         port: Port,
         DecodedAccess { width, op }: DecodedAccess,
     ) -> Served {
-        if let Some(served) = self.device(vcpu, &self.devices.ports, port, width, op) {
-            return served;
-        }
         let last = usize::from(port.0) + width.size() - 1;
         let wanted = |&(from, to): &(u16, u16)| from <= port.0 && last <= to.into();
         if !self.config.forward.ports.iter().any(wanted) {
@@ -319,8 +338,9 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
 
     fn sys_reg(&self, vcpu: &AxVCpu<A>, addr: SysRegAddr, op: AccessOp) -> Served {
         let bus = &self.devices.sys_regs;
-        if let Some(served) = self.device(vcpu, bus, addr, AccessWidth::Qword, op) {
-            return served;
+        let access = DecodedAccess { width: AccessWidth::Qword, op };
+        if let Some(answer) = self.device(vcpu, bus, addr, access) {
+            return Served::Complete(answer);
         }
         let wanted = |&(from, to): &(usize, usize)| from <= addr.0 && addr.0 <= to;
         if !self.config.forward.sys_regs.iter().any(wanted) {
@@ -347,9 +367,8 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         vcpu: &AxVCpu<A>,
         bus: &Bus<R>,
         addr: R::Addr,
-        width: AccessWidth,
-        op: AccessOp,
-    ) -> Option<Served> {
+        DecodedAccess { width, op }: DecodedAccess,
+    ) -> Option<Completion> {
         let answer = match op {
             AccessOp::Read(_) => {
                 let value = bus.read(vcpu.id(), addr, width)?;
@@ -361,13 +380,13 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             }
         };
         Some(match answer {
-            Ok(answer) => Served::Complete(answer),
+            Ok(answer) => answer,
             Err(error) => self.device_error(vcpu, error, op),
         })
     }
 
     #[cold]
-    fn device_error(&self, vcpu: &AxVCpu<A>, error: AxError, op: AccessOp) -> Served {
+    fn device_error(&self, vcpu: &AxVCpu<A>, error: AxError, op: AccessOp) -> Completion {
         let before = vcpu.stats.count(VcpuEvent::DeviceError);
         if log_worthy(before) {
             let (vm, vcpu) = (self.id(), vcpu.id());
@@ -379,7 +398,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// An access to nothing.
     fn unclaimed(&self, vcpu: &AxVCpu<A>, addr: usize, access: Option<DecodedAccess>) -> Served {
         self.note_unclaimed(vcpu, addr);
-        self.nothing(vcpu, access.map(|access| access.op))
+        Served::Complete(self.nothing(vcpu, access.map(|access| access.op)))
     }
 
     fn note_unclaimed(&self, vcpu: &AxVCpu<A>, addr: usize) {
@@ -391,15 +410,15 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     }
 
     /// Answers for what is not there: all ones, ignored, or a fault.
-    fn nothing(&self, vcpu: &AxVCpu<A>, op: Option<AccessOp>) -> Served {
-        Served::Complete(match (op, self.config.unclaimed) {
+    fn nothing(&self, vcpu: &AxVCpu<A>, op: Option<AccessOp>) -> Completion {
+        match (op, self.config.unclaimed) {
             (Some(AccessOp::Read(_)), UnclaimedPolicy::Ignore) => Completion::Read(u64::MAX),
             (Some(AccessOp::Write(_)), UnclaimedPolicy::Ignore) => Completion::Written,
             (_, UnclaimedPolicy::Fault) | (None, _) => {
                 vcpu.stats.count(VcpuEvent::FaultInjected);
                 Completion::Fault(GuestFault::Bus)
             }
-        })
+        }
     }
 
     /// Exits that are not accesses.
