@@ -27,6 +27,13 @@ fn mask(width: AccessWidth) -> usize {
     MASKS.get(width.size()).copied().unwrap_or(usize::MAX)
 }
 
+/// A device's error, apart from the path of success.
+#[cold]
+#[inline(never)]
+fn failed(error: AxError) -> Option<AxResult<usize>> {
+    Some(Err(error))
+}
+
 /// The devices behind one kind of address.
 pub(crate) struct Bus<R: DeviceAddrRange>(Snapshot<DeviceTable<R>>);
 
@@ -51,12 +58,11 @@ impl<R: DeviceAddrRange> Bus<R> {
         width: AccessWidth,
     ) -> Option<AxResult<usize>> {
         let table = self.0.read(slot);
-        // Changed in place: the device's result becomes the caller's without a copy.
-        let mut result = table.find(addr, width)?.handle_read(addr, width);
-        if let Ok(value) = &mut result {
-            *value &= mask(width);
+        match table.find(addr, width)?.handle_read(addr, width) {
+            // In a register while the guard goes, where a result would go through memory.
+            Ok(value) => Some(Ok(value & mask(width))),
+            Err(error) => failed(error),
         }
-        Some(result)
     }
 
     /// A write, like [`read`](Self::read). Bits of the value above the width are ignored.

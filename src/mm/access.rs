@@ -206,27 +206,57 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
 
     /// Calls `f` with the host memory behind `gpa`, of as many bytes as are contiguous (at least
     /// to the end of the page), while it cannot be freed. It must be RAM and allow `access`.
-    #[inline]
-    fn segment<R>(
+    #[inline(always)]
+    fn segment<R, C: FnOnce(*mut u8, usize) -> R>(
         &self,
         gpa: GuestPhysAddr,
         access: MappingFlags,
-        f: impl FnOnce(*mut u8, usize) -> R,
+        f: C,
+    ) -> AxResult<R> {
+        match self.mapped_segment(gpa, access, f) {
+            Ok(done) => Ok(done),
+            Err(f) => self.new_segment(gpa, access, f),
+        }
+    }
+
+    /// [`segment`](Self::segment) of what is mapped; otherwise `f` comes back.
+    #[inline(always)]
+    fn mapped_segment<R, C: FnOnce(*mut u8, usize) -> R>(
+        &self,
+        gpa: GuestPhysAddr,
+        access: MappingFlags,
+        f: C,
+    ) -> Result<R, C> {
+        let _walking = self.walkers.enter(H::current_pcpu_id());
+        // SAFETY: tables and frames are freed only after `walkers` was synchronized.
+        match unsafe { self.view.translate(gpa) } {
+            Some(found)
+                if found.flags.contains(access) && !found.flags.contains(MappingFlags::DEVICE) =>
+            {
+                let offset = gpa.as_usize() & (found.size as usize - 1);
+                let len = (found.size as usize - offset).min(MAX_SEGMENT);
+                Ok(f(H::PagingHandler::phys_to_virt(found.hpa).as_mut_ptr(), len))
+            }
+            _ => Err(f),
+        }
+    }
+
+    /// [`segment`](Self::segment) of what was not mapped a moment ago. Apart, so that the frequent
+    /// way has no loop.
+    #[cold]
+    #[inline(never)]
+    fn new_segment<R, C: FnOnce(*mut u8, usize) -> R>(
+        &self,
+        gpa: GuestPhysAddr,
+        access: MappingFlags,
+        mut f: C,
     ) -> AxResult<R> {
         loop {
-            {
-                let _walking = self.walkers.enter(H::current_pcpu_id());
-                // SAFETY: tables and frames are freed only after `walkers` was synchronized.
-                if let Some(found) = unsafe { self.view.translate(gpa) }
-                    && found.flags.contains(access)
-                    && !found.flags.contains(MappingFlags::DEVICE)
-                {
-                    let offset = gpa.as_usize() & (found.size as usize - 1);
-                    let len = (found.size as usize - offset).min(MAX_SEGMENT);
-                    return Ok(f(H::PagingHandler::phys_to_virt(found.hpa).as_mut_ptr(), len));
-                }
-            }
             self.populate_for_host(gpa, access)?;
+            f = match self.mapped_segment(gpa, access, f) {
+                Ok(done) => return Ok(done),
+                Err(f) => f,
+            };
         }
     }
 }

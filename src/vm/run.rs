@@ -169,7 +169,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     }
 
     /// Serves an exit, and what else the same instruction does; a reason when the host must go on.
-    #[inline]
+    #[inline(always)]
     fn serve(
         &self,
         vcpu: &AxVCpu<A>,
@@ -361,7 +361,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     }
 
     /// What a device says to an access; none when there is none.
-    #[inline]
+    #[inline(always)]
     fn device<R: DeviceAddrRange>(
         &self,
         vcpu: &AxVCpu<A>,
