@@ -181,6 +181,7 @@ fn ours_fault() {
     space.map_alloc(GPA.into(), GIB, rwx(), false).expect("the range is free");
     let mut seen = std::collections::HashSet::new();
     let pages: Vec<_> = addresses().into_iter().filter(|gpa| seen.insert(gpa >> 12)).collect();
+    let access = black_box(MappingFlags::WRITE);
     let mut page = vec![1_u8; 4096];
     let zeroing = || {
         for _ in &pages {
@@ -190,7 +191,7 @@ fn ours_fault() {
     };
     FAULT.run_less(OURS, pages.len(), zeroing, || {
         for &gpa in &pages {
-            let outcome = space.fault(black_box(gpa).into(), black_box(MappingFlags::WRITE));
+            let outcome = space.fault(gpa.into(), access);
             assert!(matches!(outcome, Ok(FaultOutcome::Populated)));
         }
     });

@@ -27,13 +27,6 @@ fn mask(width: AccessWidth) -> usize {
     MASKS.get(width.size()).copied().unwrap_or(usize::MAX)
 }
 
-/// A device's error, apart from the path of success.
-#[cold]
-#[inline(never)]
-fn failed(error: AxError) -> Option<AxResult<usize>> {
-    Some(Err(error))
-}
-
 /// The devices behind one kind of address.
 pub(crate) struct Bus<R: DeviceAddrRange>(Snapshot<DeviceTable<R>>);
 
@@ -50,7 +43,7 @@ impl<R: DeviceAddrRange> Bus<R> {
     /// A read on vCPU `slot`, or by the [`host`](Self::host). The value has no bit set above the
     /// width. None when the access lies in no device, or not wholly, or the device does not take
     /// its width; an error is the device's.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn read(
         &self,
         slot: usize,
@@ -61,7 +54,10 @@ impl<R: DeviceAddrRange> Bus<R> {
         match table.find(addr, width)?.handle_read(addr, width) {
             // In a register while the guard goes, where a result would go through memory.
             Ok(value) => Some(Ok(value & mask(width))),
-            Err(error) => failed(error),
+            Err(error) => {
+                core::hint::cold_path();
+                Some(Err(error))
+            }
         }
     }
 

@@ -71,7 +71,7 @@ impl<F: NptFormat, P: PagingHandler> NestedPageTable<F, P> {
     }
 
     /// What is in the 4 KiB page that holds `gpa`.
-    #[inline]
+    #[inline(always)]
     pub fn page_at(&mut self, gpa: GuestPhysAddr) -> PageAt<'_, F> {
         let gpa = gpa.as_usize();
         if gpa >> self.geometry().input_bits() != 0 {
@@ -153,7 +153,7 @@ pub struct VacantPage<'a, F>(&'a AtomicU64, PhantomData<F>);
 
 impl<F: NptFormat> VacantPage<'_, F> {
     /// Maps the page; false, and nothing is changed, when the format cannot express it.
-    #[inline]
+    #[inline(always)]
     pub fn map(self, hpa: HostPhysAddr, flags: MappingFlags) -> bool {
         let mappable = is_mappable::<F>(hpa, PAGE_SIZE_4K, flags);
         if mappable {
