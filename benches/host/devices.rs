@@ -109,7 +109,7 @@ fn ours(op: &Op, count: usize) {
     for &gpa in &addresses {
         let value = bus.handle_mmio_read(gpa.into(), AccessWidth::Dword);
         let index = (gpa - BASE) / STRIDE;
-        assert_eq!(value, Ok(index ^ (gpa - BASE) % STRIDE));
+        assert_eq!(value, Ok(index ^ ((gpa - BASE) % STRIDE)));
     }
     op.each(OURS, &addresses, |gpa| bus.handle_mmio_read(gpa.into(), AccessWidth::Dword));
 }
