@@ -1,7 +1,7 @@
 //! Instructions per operation, ours and the peers', for `cargo xtask bench host`.
 //!
 //! A file per subject; each has its `OPS`, rows of the table with their limits, and a `run`.
-//! To add a case: make the [`report::Op`] (or take `pending` off the one that waits), and call
+//! To add a case: make the [`report::Op`], and call
 //! its `run`, `each` or `value` with [`report::OURS`], beside the peers, on the same inputs.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -12,6 +12,8 @@ mod devices;
 mod frames;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod guest_memory;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod machine;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod paging;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -1,6 +1,7 @@
 //! What the program tells `cargo xtask bench host`: lines of JSON after `@bench `.
 //!
-//! - `{"op": …, "unit": …, "limit": …, "pending": …}` declares an operation, in the table's order;
+//! - `{"op": …, "unit": …, "limit": …}` declares an operation, in the table's order; the
+//!   limit is null for one that is shown for information;
 //! - `{"op": …, "who": …, "dump": …, "divide": …, "pauses": …, "less": …}` says that the callgrind
 //!   dump of that name is one measurement of it, to be divided by the number of operations;
 //!   `less`, null or the name of another dump, is what to subtract first;
@@ -14,7 +15,6 @@ use std::hint::black_box;
 use crate::callgrind;
 
 /// The crate that the limits are for.
-#[allow(dead_code, reason = "until the first case of ours is written")]
 pub const OURS: &str = "axvm";
 
 /// An operation: a row of the table.
@@ -23,33 +23,30 @@ pub struct Op {
     pub name: &'static str,
     /// What `value` counts.
     pub unit: &'static str,
-    /// What ours may cost at most.
-    pub limit: f64,
-    /// There is no case of ours yet; without this, a missing one is an error.
-    pub pending: bool,
+    /// What ours may cost at most; none for a row beyond the table, that gates nothing.
+    pub limit: Option<f64>,
 }
 
 impl Op {
     /// An operation measured in instructions.
     pub const fn instr(name: &'static str, limit: f64) -> Self {
-        Self { name, unit: "instr", limit, pending: false }
+        Self { name, unit: "instr", limit: Some(limit) }
     }
 
     /// An operation whose result is a count of frames.
     pub const fn frames(name: &'static str, limit: f64) -> Self {
-        Self { name, unit: "frames", limit, pending: false }
+        Self { name, unit: "frames", limit: Some(limit) }
     }
 
-    /// The same, while there is no case of ours.
-    pub const fn pending(self) -> Self {
-        Self { pending: true, ..self }
+    /// An operation measured in instructions, for information.
+    pub const fn extra(name: &'static str) -> Self {
+        Self { name, unit: "instr", limit: None }
     }
 
     fn declare(&self) {
-        let Self { name, unit, limit, pending } = self;
-        println!(
-            "@bench {{\"op\":{name:?},\"unit\":{unit:?},\"limit\":{limit},\"pending\":{pending}}}"
-        );
+        let Self { name, unit, limit } = self;
+        let limit = limit.map_or("null".to_owned(), |limit| limit.to_string());
+        println!("@bench {{\"op\":{name:?},\"unit\":{unit:?},\"limit\":{limit}}}");
     }
 
     /// Measures `f`, which does the operation `count` times.
@@ -61,7 +58,6 @@ impl Op {
     /// Measures `f`, which does the operation `count` times, and subtracts what `other` costs:
     /// a part of `f` that is not to count and cannot be [`callgrind::excluded`], such as the
     /// zeroing of `count` frames. `other` runs first and excludes nothing.
-    #[allow(dead_code, reason = "until the case of a fault on a lazy page is written")]
     pub fn run_less(&self, who: &str, count: usize, other: impl FnOnce(), f: impl FnOnce()) {
         let other = Region::measure(other);
         let region = Region::measure(f);
@@ -69,12 +65,12 @@ impl Op {
     }
 
     /// Measures `f` on each of `inputs`. The loop itself costs some 6 instructions a round
-    /// (load, count, branch, and what keeps the optimiser from looking through): they are in
-    /// the figure, for every `who` alike.
+    /// (load, count, branch, and what keeps the optimiser from dropping the result): they are in
+    /// the figure, for every `who` alike. The inputs are known at run time only.
     pub fn each<I: Copy, R>(&self, who: &str, inputs: &[I], mut f: impl FnMut(I) -> R) {
         self.run(who, inputs.len(), || {
             for input in inputs {
-                black_box(f(black_box(*input)));
+                black_box(f(*input));
             }
         });
     }

@@ -89,7 +89,7 @@ impl AxVmDevices {
     /// # Errors
     /// `NotFound` when no device serves the access; those of the device.
     pub fn handle_mmio_read(&self, addr: GuestPhysAddr, width: AccessWidth) -> AxResult<usize> {
-        self.mmio.read(self.mmio.host(), addr, width).unwrap_or(Err(AxError::NotFound))
+        claimed(self.mmio.read(self.mmio.host(), addr, width))
     }
 
     /// Writes as a guest would, for the host. Bits of the value above the width are ignored.
@@ -140,7 +140,7 @@ impl AxVmDevices {
     /// # Errors
     /// `NotFound` when no device serves the access; those of the device.
     pub fn handle_port_read(&self, addr: Port, width: AccessWidth) -> AxResult<usize> {
-        self.ports.read(self.ports.host(), addr, width).unwrap_or(Err(AxError::NotFound))
+        claimed(self.ports.read(self.ports.host(), addr, width))
     }
 
     /// Writes as a guest would, for the host. Bits of the value above the width are ignored.
@@ -192,7 +192,7 @@ impl AxVmDevices {
     /// # Errors
     /// `NotFound` when no device serves the access; those of the device.
     pub fn handle_sys_reg_read(&self, addr: SysRegAddr, width: AccessWidth) -> AxResult<usize> {
-        self.sys_regs.read(self.sys_regs.host(), addr, width).unwrap_or(Err(AxError::NotFound))
+        claimed(self.sys_regs.read(self.sys_regs.host(), addr, width))
     }
 
     /// Writes as a guest would, for the host. Bits of the value above the width are ignored.
@@ -254,6 +254,16 @@ impl AxVmDevices {
         if let Some(ivc) = self.ivc.lock().as_mut() {
             ivc.clear();
         }
+    }
+}
+
+/// `NotFound` for what nobody claimed. Spelled out: `unwrap_or` copies the result through memory.
+#[inline(always)]
+fn claimed(result: Option<AxResult<usize>>) -> AxResult<usize> {
+    match result {
+        Some(Ok(value)) => Ok(value),
+        Some(Err(error)) => Err(error),
+        None => Err(AxError::NotFound),
     }
 }
 

@@ -63,6 +63,9 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
     /// As [`read`](Self::read).
     #[inline]
     pub fn read_obj<V: FromBytes>(&self, gpa: GuestPhysAddr) -> AxResult<V> {
+        if let Some(value) = self.read_word(gpa) {
+            return value;
+        }
         let mut value = MaybeUninit::<V>::uninit();
         // SAFETY: the value is writable for its size, and is not guest memory.
         unsafe { self.read_raw(gpa, value.as_mut_ptr().cast(), size_of::<V>())? };
@@ -155,9 +158,23 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
         self.host_segments(gpa, len).ok()
     }
 
+    /// Reads an aligned object of the size of a word by one load; none if it is another object.
+    #[inline(always)]
+    fn read_word<V: FromBytes>(&self, gpa: GuestPhysAddr) -> Option<AxResult<V>> {
+        if size_of::<V>() != WORD || !gpa.as_usize().is_multiple_of(WORD) {
+            return None;
+        }
+        let word = self.segment(gpa, MappingFlags::READ, |host, _| {
+            // SAFETY: mapped guest memory; an aligned word lies in one page, and pages are
+            // aligned in the host too.
+            unsafe { AtomicU64::from_ptr(host.cast()) }.load(Ordering::Relaxed)
+        });
+        // SAFETY: the sizes are equal, and `FromBytes` takes any bytes.
+        Some(word.map(|word: u64| unsafe { core::mem::transmute_copy(&word) }))
+    }
+
     /// # Safety
     /// `dst` is writable for `len` bytes and is not guest memory.
-    #[inline]
     unsafe fn read_raw(&self, gpa: GuestPhysAddr, dst: *mut u8, len: usize) -> AxResult {
         let mut done = 0;
         while done < len {
@@ -189,27 +206,57 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
 
     /// Calls `f` with the host memory behind `gpa`, of as many bytes as are contiguous (at least
     /// to the end of the page), while it cannot be freed. It must be RAM and allow `access`.
-    #[inline]
-    fn segment<R>(
+    #[inline(always)]
+    fn segment<R, C: FnOnce(*mut u8, usize) -> R>(
         &self,
         gpa: GuestPhysAddr,
         access: MappingFlags,
-        f: impl FnOnce(*mut u8, usize) -> R,
+        f: C,
+    ) -> AxResult<R> {
+        match self.mapped_segment(gpa, access, f) {
+            Ok(done) => Ok(done),
+            Err(f) => self.new_segment(gpa, access, f),
+        }
+    }
+
+    /// [`segment`](Self::segment) of what is mapped; otherwise `f` comes back.
+    #[inline(always)]
+    fn mapped_segment<R, C: FnOnce(*mut u8, usize) -> R>(
+        &self,
+        gpa: GuestPhysAddr,
+        access: MappingFlags,
+        f: C,
+    ) -> Result<R, C> {
+        let _walking = self.walkers.enter(H::current_pcpu_id());
+        // SAFETY: tables and frames are freed only after `walkers` was synchronized.
+        match unsafe { self.view.translate(gpa) } {
+            Some(found)
+                if found.flags.contains(access) && !found.flags.contains(MappingFlags::DEVICE) =>
+            {
+                let offset = gpa.as_usize() & (found.size as usize - 1);
+                let len = (found.size as usize - offset).min(MAX_SEGMENT);
+                Ok(f(H::PagingHandler::phys_to_virt(found.hpa).as_mut_ptr(), len))
+            }
+            _ => Err(f),
+        }
+    }
+
+    /// [`segment`](Self::segment) of what was not mapped a moment ago. Apart, so that the frequent
+    /// way has no loop.
+    #[cold]
+    #[inline(never)]
+    fn new_segment<R, C: FnOnce(*mut u8, usize) -> R>(
+        &self,
+        gpa: GuestPhysAddr,
+        access: MappingFlags,
+        mut f: C,
     ) -> AxResult<R> {
         loop {
-            {
-                let _walking = self.walkers.enter(H::current_pcpu_id());
-                // SAFETY: tables and frames are freed only after `walkers` was synchronized.
-                if let Some(found) = unsafe { self.view.translate(gpa) }
-                    && found.flags.contains(access)
-                    && !found.flags.contains(MappingFlags::DEVICE)
-                {
-                    let offset = gpa.as_usize() & (found.size as usize - 1);
-                    let len = (found.size as usize - offset).min(MAX_SEGMENT);
-                    return Ok(f(H::PagingHandler::phys_to_virt(found.hpa).as_mut_ptr(), len));
-                }
-            }
             self.populate_for_host(gpa, access)?;
+            f = match self.mapped_segment(gpa, access, f) {
+                Ok(done) => return Ok(done),
+                Err(f) => f,
+            };
         }
     }
 }

@@ -7,7 +7,7 @@ use page_table_multiarch::{MappingFlags, PageSize};
 use super::{
     AddrSpace, GpaRange, GuestPhysAddr, HostPhysAddr,
     frames::{give_back, take_zeroed},
-    npt::{NptFormat, OutOfFrames, TableReserve},
+    npt::{NptFormat, OutOfFrames, PageAt, TableReserve},
     region::{Backing, Region},
     space::Inner,
     tlb::NestedTlb,
@@ -69,6 +69,7 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
 }
 
 impl<H: AxVMHal, F: NptFormat> Inner<H, F> {
+    #[inline]
     fn populate(&mut self, gpa: GuestPhysAddr, access: MappingFlags) -> AxResult<FaultOutcome> {
         let Some(region) = self.regions.find(gpa) else { return Ok(FaultOutcome::Unmapped) };
         if !region.flags.contains(access) {
@@ -84,17 +85,29 @@ impl<H: AxVMHal, F: NptFormat> Inner<H, F> {
         {
             return Ok(FaultOutcome::Populated);
         }
-        match self.map_new(gpa.page_base(), flags, PageSize::Size4K)? {
-            Some(true) => Ok(FaultOutcome::Populated),
-            Some(false) => Ok(FaultOutcome::Spurious),
-            // There was no frame; was one needed?
-            None if self.npt.translate(gpa).is_some() => Ok(FaultOutcome::Spurious),
-            None => Err(AxError::NoMemory),
+        match self.npt.page_at(gpa) {
+            // Mostly all tables are there already.
+            PageAt::Vacant(place) => {
+                let size = PageSize::Size4K;
+                let hpa = take_zeroed::<H::PagingHandler>(size).ok_or(AxError::NoMemory)?;
+                if place.map(hpa, flags) {
+                    return Ok(FaultOutcome::Populated);
+                }
+                give_back::<H::PagingHandler>(hpa, size);
+                Err(AxError::NoMemory)
+            }
+            PageAt::Mapped => Ok(FaultOutcome::Spurious),
+            PageAt::NoTable => match self.map_new(gpa.page_base(), flags, PageSize::Size4K)? {
+                Some(true) => Ok(FaultOutcome::Populated),
+                Some(false) => Ok(FaultOutcome::Spurious),
+                None => Err(AxError::NoMemory),
+            },
         }
     }
 
     /// Maps one new, zeroed leaf: true, or false when something is mapped there; none when there
     /// is no frame of that size.
+    #[cold]
     fn map_new(
         &mut self,
         gpa: GuestPhysAddr,

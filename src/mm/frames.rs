@@ -27,6 +27,7 @@ pub(super) unsafe fn zero<P: PagingHandler>(hpa: HostPhysAddr, size: usize) {
 }
 
 /// Takes one zeroed frame of 4 KiB or 2 MiB.
+#[inline]
 pub(super) fn take_zeroed<P: PagingHandler>(size: PageSize) -> Option<HostPhysAddr> {
     let hpa = P::alloc_frames(frames_of(size), size as usize)?;
     // SAFETY: the frame was just allocated: mapped, and nobody else's.

@@ -68,6 +68,7 @@ pub(super) struct Regions(Vec<Region>);
 
 impl Regions {
     /// The region that holds `gpa`.
+    #[inline]
     pub(super) fn find(&self, gpa: GuestPhysAddr) -> Option<&Region> {
         let after = self.0.partition_point(|region| region.range.start() <= gpa);
         self.0.get(after.checked_sub(1)?).filter(|region| region.range.contains(gpa))

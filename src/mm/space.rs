@@ -213,6 +213,7 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
     }
 
     /// The host-physical address behind `gpa`, if something is mapped there.
+    #[inline]
     pub fn translate(&self, gpa: GuestPhysAddr) -> Option<HostPhysAddr> {
         let _walking = self.walkers.enter(H::current_pcpu_id());
         // SAFETY: tables are freed only after `walkers` was synchronized (`remove`).

@@ -115,6 +115,7 @@ impl VmidAllocator {
     }
 
     /// The present generation.
+    #[inline]
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }

@@ -33,13 +33,14 @@ impl Attention {
     }
 
     /// The owner takes all reasons.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(&self) -> u32 {
         // Almost always empty; a plain load keeps the line shared.
         if self.0.load(Ordering::Relaxed) == 0 { 0 } else { self.0.swap(0, Ordering::AcqRel) }
     }
 
     /// Whether a reason is waiting.
+    #[inline]
     pub(crate) fn is_raised(&self) -> bool {
         self.0.load(Ordering::Acquire) & !Self::SLEEPING != 0
     }

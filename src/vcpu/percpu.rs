@@ -56,10 +56,12 @@ impl Hardware {
 }
 
 impl VmidUser for Hardware {
+    #[inline]
     fn allocator(&self) -> &VmidAllocator {
         &self.vmids
     }
 
+    #[inline]
     fn adopt_generation(&self, pcpu: usize, generation: u64) -> bool {
         let Some(cpu) = self.pcpus.get(pcpu) else { return true };
         // Only the CPU itself writes: no read-modify-write needed.

@@ -1,7 +1,7 @@
 //! Virtual machines: what [`AxVM`] is made of, how it is created, and what a host asks of it.
 //!
-//! `lifecycle` holds the states, `control` boots, ends and resets, `run` is the exit loop,
-//! `memory` is access to guest memory.
+//! `lifecycle` holds the states, `control` boots, ends and resets, `run` is the exit loop, `serve`
+//! what it does for the guest, `memory` is access to guest memory.
 
 #![forbid(unsafe_code)]
 
@@ -9,6 +9,7 @@ mod control;
 mod lifecycle;
 mod memory;
 mod run;
+mod serve;
 
 use alloc::{
     boxed::Box,

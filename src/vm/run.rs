@@ -1,34 +1,16 @@
-//! The exit loop: runs a vCPU, serves every exit that the VM can serve, and returns what only the
-//! host can.
+//! Running a vCPU: entry, exit, and the loop between them.
 
-use axerrno::{AxError, AxResult, ax_err};
+#![forbid(unsafe_code)]
 
-use super::{AxVM, EndReason, VMStatus};
+use axerrno::{AxResult, ax_err};
+
+use super::{AxVM, VMStatus};
 use crate::{
-    config::UnclaimedPolicy,
-    device::{Bus, DeviceAddrRange},
     hal::AxVMHal,
     irq::EntryState,
-    mm::{FaultOutcome, GpaRange, GuestPhysAddr, MappingFlags},
     sync::atomic::{Ordering, fence},
-    vcpu::{
-        Access, AccessOp, AccessWidth, Attention, Awaited, AxArchVCpu, AxVCpu, AxVCpuExitReason,
-        AxVCpuRef, BoundVCpu, Completion, CpuMask, CpuUpError, DecodedAccess, GuestFault,
-        IpiTargets, MemFault, Port, SysRegAddr, VcpuEvent, VcpuExit,
-    },
+    vcpu::{Attention, AxArchVCpu, AxVCpu, AxVCpuExitReason, BoundVCpu, VcpuExit},
 };
-
-/// What became of an exit.
-enum Served {
-    /// Answer the guest and go on.
-    Complete(Completion),
-    /// Go on; there is nothing to answer.
-    Continue,
-    /// Only the host can serve it.
-    Host(AxVCpuExitReason),
-    /// As `Host`, and the answer comes later.
-    HostAnswers(AxVCpuExitReason, Awaited),
-}
 
 impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// Runs a vCPU on this physical CPU until only the host can go on; see
@@ -82,7 +64,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             let next = bound.complete(answer)?;
             vcpu.answer.forget();
             if let Some(next) = next
-                && let Some(reason) = self.serve(vcpu, bound, next)?
+                && let Some(reason) = self.serve(vcpu, bound, next, true)?
             {
                 return Ok(reason);
             }
@@ -95,7 +77,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             let Some(exit) = self.enter(vcpu, bound, &mut entry)? else {
                 return Ok(AxVCpuExitReason::SystemDown);
             };
-            if let Some(reason) = self.serve(vcpu, bound, exit)? {
+            if let Some(reason) = self.serve(vcpu, bound, exit, false)? {
                 return Ok(reason);
             }
         }
@@ -164,341 +146,6 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         vcpu.stats.count_exit(&exit);
         Ok(Some(exit))
     }
-
-    /// Serves an exit, and what else the same instruction does; a reason when the host must go on.
-    #[inline]
-    fn serve(
-        &self,
-        vcpu: &AxVCpu<A>,
-        bound: &mut BoundVCpu<'_, A>,
-        mut exit: VcpuExit,
-    ) -> AxResult<Option<AxVCpuExitReason>> {
-        loop {
-            let served = match exit {
-                VcpuExit::MemFault(fault) => self.memory_fault(vcpu, bound, fault)?,
-                VcpuExit::Port { port, access } => self.port(vcpu, port, access),
-                VcpuExit::SysReg { addr, op } => self.sys_reg(vcpu, addr, op),
-                other => self.other(vcpu, bound, other)?,
-            };
-            match served {
-                Served::Complete(answer) => match bound.complete(answer)? {
-                    Some(next) => exit = next,
-                    None => return Ok(None),
-                },
-                Served::Continue => return Ok(None),
-                Served::Host(reason) => return Ok(Some(reason)),
-                Served::HostAnswers(reason, awaited) => {
-                    vcpu.answer.expect(awaited);
-                    return Ok(Some(reason));
-                }
-            }
-        }
-    }
-
-    /// Decides what a fault in the nested page table is: a device, memory to be populated, or
-    /// nothing.
-    #[inline]
-    fn memory_fault(
-        &self,
-        vcpu: &AxVCpu<A>,
-        bound: &mut BoundVCpu<'_, A>,
-        fault: MemFault,
-    ) -> AxResult<Served> {
-        // A device is looked up first, and without a lock. The instruction is decoded only where
-        // it is needed: for a device, or for nothing.
-        let decodable = !fault.walk && fault.access != Access::Fetch;
-        let insn = match fault.insn {
-            None if decodable && self.devices.mmio.claims(vcpu.id(), fault.gpa) => {
-                bound.arch().decode()
-            }
-            insn => insn,
-        };
-        if let Some(access) = insn
-            && let Some(served) = self.mmio(vcpu, fault.gpa, access)
-        {
-            return Ok(served);
-        }
-        self.memory_or_nothing(vcpu, bound, MemFault { insn, ..fault })
-    }
-
-    fn memory_or_nothing(
-        &self,
-        vcpu: &AxVCpu<A>,
-        bound: &mut BoundVCpu<'_, A>,
-        fault: MemFault,
-    ) -> AxResult<Served> {
-        let permission = fault.access.permission();
-        match self.core.space.fault(fault.gpa, permission)? {
-            FaultOutcome::Populated => {
-                vcpu.stats.count(VcpuEvent::PagePopulated);
-                return Ok(Served::Complete(Completion::Retry));
-            }
-            FaultOutcome::Spurious => {
-                vcpu.stats.count(VcpuEvent::SpuriousFault);
-                return Ok(Served::Complete(Completion::Retry));
-            }
-            FaultOutcome::Denied => {
-                vcpu.stats.count(VcpuEvent::PermissionFault);
-            }
-            FaultOutcome::Unmapped => {}
-        }
-        if fault.walk || fault.access == Access::Fetch {
-            // There is no load or store to finish.
-            return Ok(self.unclaimed(vcpu, fault.gpa.as_usize(), None));
-        }
-        // What the host asked for, the look at devices did not see without the instruction.
-        let access = fault.insn.or_else(|| bound.arch().decode());
-        let served = match (fault.insn, access) {
-            (None, Some(access)) => self.mmio(vcpu, fault.gpa, access),
-            _ => None,
-        };
-        Ok(served.unwrap_or_else(|| self.unclaimed(vcpu, fault.gpa.as_usize(), access)))
-    }
-
-    /// An access to a device or to what the host serves; none when it is neither.
-    #[inline]
-    fn mmio(
-        &self,
-        vcpu: &AxVCpu<A>,
-        gpa: GuestPhysAddr,
-        DecodedAccess { width, op }: DecodedAccess,
-    ) -> Option<Served> {
-        if let Some(served) = self.device(vcpu, &self.devices.mmio, gpa, width, op) {
-            return Some(served);
-        }
-        let range = GpaRange::new(gpa, width.size())?;
-        if !self.config.forward.mmio.iter().any(|wanted| wanted.contains_range(range)) {
-            return None;
-        }
-        Some(match op {
-            AccessOp::Read(target) => Served::HostAnswers(
-                AxVCpuExitReason::MmioRead {
-                    addr: gpa,
-                    width,
-                    reg: target.reg.into(),
-                    reg_width: target.reg_width,
-                    signed_ext: target.signed_ext,
-                },
-                Awaited::Read,
-            ),
-            AccessOp::Write(data) => {
-                let data = data & width.mask();
-                Served::HostAnswers(
-                    AxVCpuExitReason::MmioWrite { addr: gpa, width, data },
-                    Awaited::Write,
-                )
-            }
-        })
-    }
-
-    fn port(
-        &self,
-        vcpu: &AxVCpu<A>,
-        port: Port,
-        DecodedAccess { width, op }: DecodedAccess,
-    ) -> Served {
-        if let Some(served) = self.device(vcpu, &self.devices.ports, port, width, op) {
-            return served;
-        }
-        let last = usize::from(port.0) + width.size() - 1;
-        let wanted = |&(from, to): &(u16, u16)| from <= port.0 && last <= to.into();
-        if !self.config.forward.ports.iter().any(wanted) {
-            return self.unclaimed(vcpu, port.0.into(), Some(DecodedAccess { width, op }));
-        }
-        match op {
-            AccessOp::Read(_) => {
-                Served::HostAnswers(AxVCpuExitReason::IoRead { port, width }, Awaited::Read)
-            }
-            AccessOp::Write(data) => {
-                let data = data & width.mask();
-                Served::HostAnswers(AxVCpuExitReason::IoWrite { port, width, data }, Awaited::Write)
-            }
-        }
-    }
-
-    fn sys_reg(&self, vcpu: &AxVCpu<A>, addr: SysRegAddr, op: AccessOp) -> Served {
-        let bus = &self.devices.sys_regs;
-        if let Some(served) = self.device(vcpu, bus, addr, AccessWidth::Qword, op) {
-            return served;
-        }
-        let wanted = |&(from, to): &(usize, usize)| from <= addr.0 && addr.0 <= to;
-        if !self.config.forward.sys_regs.iter().any(wanted) {
-            // No bus here: a register that is not there is an undefined instruction.
-            self.note_unclaimed(vcpu, addr.0);
-            vcpu.stats.count(VcpuEvent::FaultInjected);
-            return Served::Complete(Completion::Fault(GuestFault::Undefined));
-        }
-        match op {
-            AccessOp::Read(target) => Served::HostAnswers(
-                AxVCpuExitReason::SysRegRead { addr, reg: target.reg.into() },
-                Awaited::Read,
-            ),
-            AccessOp::Write(value) => {
-                Served::HostAnswers(AxVCpuExitReason::SysRegWrite { addr, value }, Awaited::Write)
-            }
-        }
-    }
-
-    /// What a device says to an access; none when there is none.
-    #[inline]
-    fn device<R: DeviceAddrRange>(
-        &self,
-        vcpu: &AxVCpu<A>,
-        bus: &Bus<R>,
-        addr: R::Addr,
-        width: AccessWidth,
-        op: AccessOp,
-    ) -> Option<Served> {
-        let answer = match op {
-            AccessOp::Read(_) => {
-                let value = bus.read(vcpu.id(), addr, width)?;
-                value.map(|value| Completion::Read(value as u64))
-            }
-            AccessOp::Write(data) => {
-                let done = bus.write(vcpu.id(), addr, width, data as usize)?;
-                done.map(|()| Completion::Written)
-            }
-        };
-        Some(match answer {
-            Ok(answer) => Served::Complete(answer),
-            Err(error) => self.device_error(vcpu, error, op),
-        })
-    }
-
-    #[cold]
-    fn device_error(&self, vcpu: &AxVCpu<A>, error: AxError, op: AccessOp) -> Served {
-        let before = vcpu.stats.count(VcpuEvent::DeviceError);
-        if log_worthy(before) {
-            let (vm, vcpu) = (self.id(), vcpu.id());
-            log::warn!("VM {vm} vCPU {vcpu}: device error {error} ({before} before)");
-        }
-        self.nothing(vcpu, Some(op))
-    }
-
-    /// An access to nothing.
-    fn unclaimed(&self, vcpu: &AxVCpu<A>, addr: usize, access: Option<DecodedAccess>) -> Served {
-        self.note_unclaimed(vcpu, addr);
-        self.nothing(vcpu, access.map(|access| access.op))
-    }
-
-    fn note_unclaimed(&self, vcpu: &AxVCpu<A>, addr: usize) {
-        let before = vcpu.stats.count(VcpuEvent::Unclaimed);
-        if log_worthy(before) {
-            let (vm, vcpu) = (self.id(), vcpu.id());
-            log::warn!("VM {vm} vCPU {vcpu}: nothing at {addr:#x} ({before} before)");
-        }
-    }
-
-    /// Answers for what is not there: all ones, ignored, or a fault.
-    fn nothing(&self, vcpu: &AxVCpu<A>, op: Option<AccessOp>) -> Served {
-        Served::Complete(match (op, self.config.unclaimed) {
-            (Some(AccessOp::Read(_)), UnclaimedPolicy::Ignore) => Completion::Read(u64::MAX),
-            (Some(AccessOp::Write(_)), UnclaimedPolicy::Ignore) => Completion::Written,
-            (_, UnclaimedPolicy::Fault) | (None, _) => {
-                vcpu.stats.count(VcpuEvent::FaultInjected);
-                Completion::Fault(GuestFault::Bus)
-            }
-        })
-    }
-
-    /// Exits that are not accesses.
-    fn other(
-        &self,
-        vcpu: &AxVCpu<A>,
-        bound: &mut BoundVCpu<'_, A>,
-        exit: VcpuExit,
-    ) -> AxResult<Served> {
-        Ok(match exit {
-            VcpuExit::ExternalInterrupt { vector } => {
-                Served::Host(AxVCpuExitReason::ExternalInterrupt { vector })
-            }
-            VcpuExit::Halt => self.halt(vcpu, bound),
-            VcpuExit::Hypercall { nr, args } => {
-                Served::HostAnswers(AxVCpuExitReason::Hypercall { nr, args }, Awaited::Return)
-            }
-            VcpuExit::CpuUp { target_cpu, entry_point, arg } => {
-                self.cpu_up(bound, target_cpu, entry_point, arg)?
-            }
-            VcpuExit::CpuDown => {
-                vcpu.power.set(false);
-                Served::Host(AxVCpuExitReason::CpuDown)
-            }
-            VcpuExit::SendIpi { targets, vector } => {
-                self.send_ipi(vcpu, targets, vector);
-                Served::Complete(Completion::Written)
-            }
-            VcpuExit::SystemDown => {
-                // The host may have been faster; the guest's wish is met either way.
-                let _ = self.end(EndReason::PowerOff);
-                Served::Host(AxVCpuExitReason::SystemDown)
-            }
-            VcpuExit::SystemReset => {
-                let _ = self.end(EndReason::Reset);
-                Served::Host(AxVCpuExitReason::SystemReset)
-            }
-            VcpuExit::FailEntry { reason } => {
-                self.fail(vcpu.id(), reason);
-                Served::Host(AxVCpuExitReason::FailEntry { hardware_entry_failure_reason: reason })
-            }
-            VcpuExit::Nothing => Served::Continue,
-            // `serve` has dealt with these.
-            VcpuExit::MemFault(_) | VcpuExit::Port { .. } | VcpuExit::SysReg { .. } => {
-                return Err(AxError::BadState);
-            }
-        })
-    }
-
-    fn halt(&self, vcpu: &AxVCpu<A>, bound: &mut BoundVCpu<'_, A>) -> Served {
-        let awake =
-            self.irq.pending(vcpu.id()) || bound.arch().has_wakeup() || !vcpu.attention.try_sleep();
-        if awake { Served::Continue } else { Served::Host(AxVCpuExitReason::Halt) }
-    }
-
-    fn cpu_up(
-        &self,
-        bound: &mut BoundVCpu<'_, A>,
-        target_cpu: u64,
-        entry_point: GuestPhysAddr,
-        arg: u64,
-    ) -> AxResult<Served> {
-        let by_name = |vcpu: &&AxVCpuRef<A>| vcpu.spec().guest_cpu_id == target_cpu;
-        let started = match self.core.vcpus.iter().find(by_name) {
-            None => Err(CpuUpError::InvalidTarget),
-            Some(_) if !self.core.space.allows(entry_point, MappingFlags::EXECUTE) => {
-                Err(CpuUpError::InvalidAddress)
-            }
-            Some(target) => target.power.start(entry_point, arg).map(|()| target),
-        };
-        let answer = Completion::CpuUp(started.map(drop));
-        let Ok(target) = started else { return Ok(Served::Complete(answer)) };
-        // The answer may be refused: nobody was started then.
-        bound.complete(answer).inspect_err(|_| target.power.set(false))?;
-        let target_cpu = target.id() as u64;
-        Ok(Served::Host(AxVCpuExitReason::CpuUp { target_cpu, entry_point, arg }))
-    }
-
-    fn send_ipi(&self, vcpu: &AxVCpu<A>, targets: IpiTargets, vector: u64) {
-        let (all, own) = (CpuMask::first(self.vcpu_num()), CpuMask::one(vcpu.id()));
-        let targets = match targets {
-            IpiTargets::Set(set) => set,
-            IpiTargets::Named { base, mask } => (0..self.vcpu_num())
-                .filter(|&id| {
-                    let bit = self.config.guest_cpu_id(id).checked_sub(base);
-                    bit.is_some_and(|bit| bit < 64 && mask >> bit & 1 != 0)
-                })
-                .collect(),
-            IpiTargets::AllButSelf => all.minus(own),
-            IpiTargets::All => all,
-            IpiTargets::Itself => own,
-        };
-        for target in targets.iter() {
-            // The guest chose vector and targets: what does not exist gets nothing.
-            let sent = usize::try_from(vector).map_err(|_| AxError::InvalidInput);
-            if sent.and_then(|vector| self.irq.inject(target, vector)).is_err() {
-                self.note_unclaimed(vcpu, vector as usize);
-            }
-        }
-    }
 }
 
 /// What a run of a vCPU remembers from entry to entry.
@@ -520,10 +167,4 @@ impl<F: Fn()> Drop for Inside<F> {
     fn drop(&mut self) {
         (self.leave)();
     }
-}
-
-/// Whether to log an event of which there were so many before: at powers of two, so that a guest
-/// cannot flood the log.
-const fn log_worthy(before: u64) -> bool {
-    before.wrapping_add(1).is_power_of_two()
 }

@@ -2,7 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-use core::{marker::PhantomData, sync::atomic::Ordering};
+use core::{
+    marker::PhantomData,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use super::{
     MappingFlags, NestedPageTable, NptFormat, OutOfFrames, PageSize, TableReserve, leaf_size, span,
@@ -67,6 +70,22 @@ impl<F: NptFormat, P: PagingHandler> NestedPageTable<F, P> {
         matches!(table.slot::<F>(table.index(gpa.as_usize())), Slot::Absent)
     }
 
+    /// What is in the 4 KiB page that holds `gpa`.
+    #[inline(always)]
+    pub fn page_at(&mut self, gpa: GuestPhysAddr) -> PageAt<'_, F> {
+        let gpa = gpa.as_usize();
+        if gpa >> self.geometry().input_bits() != 0 {
+            return PageAt::NoTable;
+        }
+        let root = self.root_table();
+        // The walk unrolled, as in `walk`.
+        if root.level() == 3 {
+            page_in::<F, P, 3>(root, gpa)
+        } else {
+            page_in::<F, P, 2>(root, gpa)
+        }
+    }
+
     /// Maps one page of `size`, 4 KiB or 2 MiB (or 1 GiB), unless something is mapped there:
     /// then it returns false. `gpa` and `hpa` are multiples of `size`.
     ///
@@ -116,6 +135,55 @@ impl<F: NptFormat, P: PagingHandler> NestedPageTable<F, P> {
         self.frames += missing;
         F::publish();
         Ok(true)
+    }
+}
+
+/// The outcome of [`NestedPageTable::page_at`].
+pub enum PageAt<'a, F> {
+    /// A leaf maps it.
+    Mapped,
+    /// Nothing, and its entry is at hand.
+    Vacant(VacantPage<'a, F>),
+    /// Nothing, and not even a table has an entry for it.
+    NoTable,
+}
+
+/// The absent entry of a 4 KiB page. It borrows the page table exclusively, so absent it stays.
+pub struct VacantPage<'a, F>(&'a AtomicU64, PhantomData<F>);
+
+impl<F: NptFormat> VacantPage<'_, F> {
+    /// Maps the page; false, and nothing is changed, when the format cannot express it.
+    #[inline(always)]
+    pub fn map(self, hpa: HostPhysAddr, flags: MappingFlags) -> bool {
+        let mappable = is_mappable::<F>(hpa, PAGE_SIZE_4K, flags);
+        if mappable {
+            F::publish();
+            self.0.store(F::leaf(hpa, flags, PageSize::Size4K), Ordering::Release);
+            F::publish();
+        }
+        mappable
+    }
+}
+
+/// [`NestedPageTable::page_at`] below a root of level `ROOT`, 2 or 3.
+#[inline(always)]
+fn page_in<F: NptFormat, P: PagingHandler, const ROOT: usize>(
+    root: Table<'_, P>,
+    gpa: usize,
+) -> PageAt<'_, F> {
+    let mut table = root;
+    for _ in 0..ROOT {
+        match table.slot::<F>(table.index(gpa)) {
+            Slot::Table(child) => table = child,
+            Slot::Leaf { .. } => return PageAt::Mapped,
+            Slot::Absent => return PageAt::NoTable,
+        }
+    }
+    let entry = table.entry(table.index(gpa));
+    if entry.load(Ordering::Relaxed) == 0 {
+        PageAt::Vacant(VacantPage(entry, PhantomData))
+    } else {
+        PageAt::Mapped
     }
 }
 

@@ -35,6 +35,7 @@ pub use self::{
     ept::Ept,
     geometry::Geometry,
     gstage::GStage,
+    map::{PageAt, VacantPage},
     release::{Removed, release, release_tables},
     reserve::{OutOfFrames, TableReserve},
     stage2::Stage2,

@@ -34,7 +34,7 @@ impl<F: NptFormat, P: PagingHandler> NptView<F, P> {
     /// # Safety
     /// During the walk the page table is not dropped, and no [`Removed`](super::Removed) that it
     /// handed out after the walk began is released.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn translate(self, gpa: GuestPhysAddr) -> Option<Translation> {
         let gpa = gpa.as_usize();
         let (level, entries) = (self.geometry.levels() - 1, self.geometry.root_entries());
