@@ -178,6 +178,10 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         }
         self.devices.reset();
         self.irq.reset();
+        // A wire may still be high, and its vCPU has just forgotten what was wanted of it.
+        for vcpu in self.core.vcpus.iter().filter(|vcpu| self.irq.pending(vcpu.id())) {
+            vcpu.attention.raise(Attention::IRQ);
+        }
         Ok(())
     }
 

@@ -80,14 +80,14 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         self.power_on(vcpu, bound)?;
         if let Some(answer) = vcpu.answer.take()?
             && let Some(next) = bound.complete(answer)?
-            && let Some(reason) = self.serve(vcpu, bound, next)?
+            && let Some(reason) = self.serve(vcpu, bound, next, true)?
         {
             return Ok(reason);
         }
         let mut entry = Entry { pcpu, vmid: None, timer: None, irq: EntryState::default() };
         let result = loop {
             match self.enter(vcpu, bound, &mut entry) {
-                Ok(Some(exit)) => match self.serve(vcpu, bound, exit) {
+                Ok(Some(exit)) => match self.serve(vcpu, bound, exit, false) {
                     Ok(None) => {}
                     Ok(Some(reason)) => break Ok(reason),
                     Err(error) => break Err(error),
@@ -159,15 +159,18 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     }
 
     /// Serves an exit, and what else the same instruction does; a reason when the host must go on.
+    /// `continued`: the exit is not the instruction's first.
     #[inline]
     fn serve(
         &self,
         vcpu: &AxVCpu<A>,
         bound: &mut BoundVCpu<'_, A>,
         mut exit: VcpuExit,
+        mut continued: bool,
     ) -> AxResult<Option<AxVCpuExitReason>> {
         loop {
             let served = match exit {
+                VcpuExit::MemFault(fault) if continued => self.continued(vcpu, bound, fault)?,
                 VcpuExit::MemFault(fault) => self.memory_fault(vcpu, bound, fault)?,
                 VcpuExit::Port { port, access } => self.port(vcpu, port, access),
                 VcpuExit::SysReg { addr, op } => self.sys_reg(vcpu, addr, op),
@@ -175,7 +178,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             };
             match served {
                 Served::Complete(answer) => match bound.complete(answer)? {
-                    Some(next) => exit = next,
+                    Some(next) => (exit, continued) = (next, true),
                     None => return Ok(None),
                 },
                 Served::Continue => return Ok(None),
@@ -209,6 +212,39 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             return Ok(served);
         }
         self.memory_or_nothing(vcpu, bound, fault)
+    }
+
+    /// A further access of an instruction, of which one was to a device. Memory is accessed here,
+    /// whether it is mapped by now or not: to execute the instruction again would touch the
+    /// device again, for ever.
+    #[cold]
+    fn continued(
+        &self,
+        vcpu: &AxVCpu<A>,
+        bound: &mut BoundVCpu<'_, A>,
+        fault: MemFault,
+    ) -> AxResult<Served> {
+        let Some(DecodedAccess { width, op }) = fault.insn.or_else(|| bound.arch().decode()) else {
+            return self.memory_fault(vcpu, bound, fault);
+        };
+        let space = &self.core.space;
+        let mut bytes = [0; 8];
+        let done = match (bytes.get_mut(..width.size()), op) {
+            (Some(part), AccessOp::Read(_)) => space.read(fault.gpa, part),
+            (Some(part), AccessOp::Write(data)) => {
+                part.copy_from_slice(data.to_le_bytes().get(..width.size()).unwrap_or_default());
+                space.write(fault.gpa, part)
+            }
+            (None, _) => Err(AxError::InvalidInput),
+        };
+        match (done, op) {
+            (Ok(()), AccessOp::Read(_)) => {
+                Ok(Served::Complete(Completion::Read(u64::from_le_bytes(bytes))))
+            }
+            (Ok(()), AccessOp::Write(_)) => Ok(Served::Complete(Completion::Written)),
+            (Err(AxError::InvalidInput), _) => self.memory_fault(vcpu, bound, fault),
+            (Err(error), _) => Err(error),
+        }
     }
 
     fn memory_or_nothing(
