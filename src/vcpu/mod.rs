@@ -7,6 +7,8 @@ mod arch;
 mod attention;
 mod cell;
 mod exit;
+#[cfg(all(test, loom))]
+mod loom_tests;
 mod mask;
 mod pending;
 mod percpu;
