@@ -148,14 +148,15 @@ fn emulated_devices_and_forwarded_ranges_make_sense() {
 
 #[test]
 fn a_kind_of_device_that_the_crate_lacks_is_unsupported_and_its_parameters_never_panic() {
+    mock_hal!(struct Hal { arena: 4 << 20 });
     let log = LogCapture::start();
     for kind in [0x1, 0x2, 0x20, 0x21, 0x22, 0x30, 0xe1, 0xe2, 0xe3] {
         let config = emulated(0x900_0000, 0x1000, kind);
-        let made = AxVM::<Refusing, X86Like<Refusing>>::new(config);
+        let made = AxVM::<Hal, X86Like<Hal>>::new(config);
         assert_eq!(made.err(), Some(AxError::Unsupported), "{kind:#x}");
         log.assert_mentions(&["emu_type", &format!("{kind:#x}")]);
     }
-    Refusing::machine().assert_balanced();
+    Hal::machine().assert_balanced();
 }
 
 #[test]
