@@ -28,9 +28,9 @@ impl AxVMConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_cpus()?;
         let mut taken = self.memory_ranges()?;
-        for PassThrough { range, field, .. } in pass_through_ranges(self)? {
-            insert(&mut taken, field, range)?;
-        }
+        let pass_through = pass_through_ranges(self)?;
+        self.validate_pass_through(&taken)?;
+        taken.extend(pass_through.into_iter().map(|pages| pages.range));
         for (index, device) in self.emu_devices.iter().enumerate() {
             let at = |name| entry("emu_devices", index, name);
             if EmuDeviceType::try_from(device.emu_type).is_err() {
@@ -39,14 +39,39 @@ impl AxVMConfig {
             }
             // A device without registers in memory (ports only) has length 0.
             if device.length != 0 {
-                let range = guest_range(at("length"), device.base_gpa, device.length)?;
+                let range = guest_range(at, BASE_GPA, device.base_gpa, device.length)?;
                 insert(&mut taken, at(""), range)?;
+            }
+            let pages = device.emu_type == EmuDeviceType::IvcChannel as usize;
+            for (name, value) in [("base_gpa", device.base_gpa), ("length", device.length)] {
+                if pages && value % PAGE_SIZE_4K != 0 {
+                    let rule = "must be a multiple of 4 KiB";
+                    return Err(ConfigError::invalid(at(name), Hex(value), rule));
+                }
             }
         }
         for (index, &range) in self.forward.mmio.iter().enumerate() {
             insert(&mut taken, entry("forward.mmio", index, ""), range)?;
         }
         self.validate_forward()
+    }
+
+    /// Physical devices share pages with each other, but not with memory.
+    fn validate_pass_through(&self, memory: &[GpaRange]) -> Result<(), ConfigError> {
+        let devices = self.pass_through_devices.iter().map(|d| (d.base_gpa, d.length));
+        let devices = devices.enumerate().map(|named| ("pass_through_devices", named));
+        let addresses = self.pass_through_addresses.iter().copied().enumerate();
+        let addresses = addresses.map(|named| ("pass_through_addresses", named));
+        for (list, (index, (base, length))) in devices.chain(addresses) {
+            let pages = GpaRange::new(base.into(), length).and_then(GpaRange::page_cover);
+            if let Some(pages) = pages
+                && memory.iter().any(|region| region.overlaps(pages))
+            {
+                let rule = "shares pages with memory";
+                return Err(ConfigError::overlap(entry(list, index, ""), pages, rule));
+            }
+        }
+        Ok(())
     }
 
     fn validate_cpus(&self) -> Result<(), ConfigError> {
@@ -94,7 +119,7 @@ impl AxVMConfig {
                 let rule = "must be bits of MappingFlags, READ among them";
                 return Err(ConfigError::invalid(at("flags"), Hex(region.flags), rule));
             }
-            let range = guest_range(at("size"), region.gpa, region.size)?;
+            let range = guest_range(at, ("gpa", "size"), region.gpa, region.size)?;
             insert(&mut taken, at(""), range)?;
         }
         Ok(taken)
@@ -118,14 +143,25 @@ impl AxVMConfig {
     }
 }
 
-/// A range that lies below the address limit; `field` names its length.
-fn guest_range(field: ConfigField, base: usize, length: usize) -> Result<GpaRange, ConfigError> {
+/// How a device's fields for base and length are called.
+const BASE_GPA: (&str, &str) = ("base_gpa", "length");
+
+/// A range that lies below the address limit; `at` and `names` name its fields.
+fn guest_range(
+    at: impl Fn(&'static str) -> ConfigField,
+    names: (&'static str, &'static str),
+    base: usize,
+    length: usize,
+) -> Result<GpaRange, ConfigError> {
     if length == 0 {
-        return Err(ConfigError::invalid(field, Hex(0), "must not be 0"));
+        return Err(ConfigError::invalid(at(names.1), Hex(0), "must not be 0"));
+    }
+    if base >= ADDRESS_LIMIT {
+        return Err(ConfigError::invalid(at(names.0), Hex(base), "is beyond the address space"));
     }
     GpaRange::new(base.into(), length)
         .filter(|range| range.end().as_usize() <= ADDRESS_LIMIT)
-        .ok_or(ConfigError::invalid(field, Hex(length), "ends beyond the address space"))
+        .ok_or(ConfigError::invalid(at(names.1), Hex(length), "ends beyond the address space"))
 }
 
 /// Adds a range that must not overlap those before it.
@@ -146,8 +182,6 @@ pub(crate) struct PassThrough {
     pub(crate) range: GpaRange,
     /// The host address behind the range's start.
     pub(crate) hpa: HostPhysAddr,
-    /// The entry that it comes from, the first of those that were joined.
-    field: ConfigField,
 }
 
 impl PassThrough {
@@ -162,7 +196,7 @@ pub(crate) fn pass_through_ranges(config: &AxVMConfig) -> Result<Vec<PassThrough
     let mut ranges = Vec::new();
     for (index, device) in config.pass_through_devices.iter().enumerate() {
         let at = |name| entry("pass_through_devices", index, name);
-        let range = guest_range(at("length"), device.base_gpa, device.length)?;
+        let range = guest_range(at, BASE_GPA, device.base_gpa, device.length)?;
         if device.base_gpa % PAGE_SIZE_4K != device.base_hpa % PAGE_SIZE_4K {
             let rule = "must have the same offset within its 4 KiB page as base_gpa";
             return Err(ConfigError::invalid(at("base_hpa"), Hex(device.base_hpa), rule));
@@ -170,8 +204,9 @@ pub(crate) fn pass_through_ranges(config: &AxVMConfig) -> Result<Vec<PassThrough
         add_pages(&mut ranges, at(""), range, device.base_hpa)?;
     }
     for (index, &(base, length)) in config.pass_through_addresses.iter().enumerate() {
-        let at = entry("pass_through_addresses", index, "");
-        add_pages(&mut ranges, at, guest_range(at, base, length)?, base)?;
+        let at = |name| entry("pass_through_addresses", index, name);
+        let range = guest_range(at, ("base", "length"), base, length)?;
+        add_pages(&mut ranges, at(""), range, base)?;
     }
     Ok(ranges)
 }
@@ -186,7 +221,7 @@ fn add_pages(
     let range = range.page_cover().ok_or(beyond)?;
     let hpa = hpa - hpa % PAGE_SIZE_4K;
     hpa.checked_add(range.size()).ok_or(beyond)?;
-    let mut joined = PassThrough { range, hpa: hpa.into(), field };
+    let mut joined = PassThrough { range, hpa: hpa.into() };
     let touches = |a: GpaRange, b: GpaRange| a.start() <= b.end() && b.start() <= a.end();
     while let Some(index) = ranges
         .iter()
@@ -198,7 +233,6 @@ fn add_pages(
         joined = PassThrough {
             range: GpaRange::from_bounds(start, end).unwrap_or(joined.range),
             hpa: other.hpa.min(joined.hpa),
-            field: other.field,
         };
     }
     if ranges.iter().any(|other| other.range.overlaps(joined.range)) {

@@ -368,3 +368,7 @@ pub(crate) trait VmidUser {
     /// before, and its TLB must be emptied first.
     fn adopt_generation(&self, pcpu: usize, generation: u64) -> bool;
 }
+
+#[cfg(all(test, loom))]
+#[path = "tlb_loom_tests.rs"]
+mod loom_tests;

@@ -48,8 +48,8 @@ impl VCpuState {
     }
 }
 
-/// A vCPU. Anyone may look at its state and counters; the backend inside is reached only through
-/// the guard that [`bind`](Self::bind) returns, of which there is one at a time.
+/// A vCPU. Anyone may look at its state and counters. The backend inside is the VM's: it is reached
+/// only through the guard that `bind` returns, of which there is one at a time.
 pub struct AxVCpu<A: AxArchVCpu> {
     spec: VcpuSpec,
     state: AtomicU8,
@@ -71,7 +71,7 @@ impl<A: AxArchVCpu> AxVCpu<A> {
     ///
     /// # Errors
     /// Those of [`AxArchVCpu::new`].
-    pub fn new(spec: VcpuSpec) -> AxResult<Self> {
+    pub(crate) fn new(spec: VcpuSpec) -> AxResult<Self> {
         let arch = A::new(spec.vm_id, spec.vcpu_id, A::CreateConfig::from(&spec))?;
         Ok(Self {
             state: AtomicU8::new(VCpuState::Created as u8),
@@ -89,7 +89,7 @@ impl<A: AxArchVCpu> AxVCpu<A> {
     ///
     /// # Errors
     /// `BadState` unless Created; those of the backend. The state is unchanged then.
-    pub fn setup(&self, entry: GuestPhysAddr, root: HostPhysAddr) -> AxResult {
+    pub(crate) fn setup(&self, entry: GuestPhysAddr, root: HostPhysAddr) -> AxResult {
         let mut claim = self.claim(VCpuState::Created)?;
         Self::prepare(claim.arch(), &self.spec, entry, root)?;
         claim.release_to(VCpuState::Free);
@@ -162,7 +162,7 @@ impl<A: AxArchVCpu> AxVCpu<A> {
     ///
     /// # Errors
     /// `BadState` unless Free, and nothing is changed; those of the backend.
-    pub fn bind(&self) -> AxResult<BoundVCpu<'_, A>> {
+    pub(crate) fn bind(&self) -> AxResult<BoundVCpu<'_, A>> {
         let mut claim = self.claim(VCpuState::Free)?;
         claim.arch().bind()?;
         Ok(BoundVCpu { claim, bound: true })
@@ -215,19 +215,14 @@ impl<A: AxArchVCpu> Claim<'_, A> {
 }
 
 /// A vCPU bound to this physical CPU; the value is the ownership. Dropping it unbinds.
-pub struct BoundVCpu<'a, A: AxArchVCpu> {
+pub(crate) struct BoundVCpu<'a, A: AxArchVCpu> {
     claim: Claim<'a, A>,
     bound: bool,
 }
 
 impl<A: AxArchVCpu> BoundVCpu<'_, A> {
-    /// The vCPU.
-    pub fn vcpu(&self) -> &AxVCpu<A> {
-        self.claim.release.vcpu
-    }
-
     /// The backend.
-    pub fn arch(&mut self) -> &mut A {
+    pub(crate) fn arch(&mut self) -> &mut A {
         self.claim.arch()
     }
 
@@ -236,7 +231,7 @@ impl<A: AxArchVCpu> BoundVCpu<'_, A> {
     /// # Errors
     /// Those of [`AxArchVCpu::run`].
     #[inline]
-    pub fn run(&mut self) -> AxResult<VcpuExit> {
+    pub(crate) fn run(&mut self) -> AxResult<VcpuExit> {
         let state = &self.claim.release.vcpu.state;
         state.store(VCpuState::Running as u8, Ordering::Relaxed);
         let exit = self.claim.arch().run();
@@ -249,7 +244,7 @@ impl<A: AxArchVCpu> BoundVCpu<'_, A> {
     /// # Errors
     /// Those of [`AxArchVCpu::complete`].
     #[inline]
-    pub fn complete(&mut self, done: Completion) -> AxResult<Option<VcpuExit>> {
+    pub(crate) fn complete(&mut self, done: Completion) -> AxResult<Option<VcpuExit>> {
         self.claim.arch().complete(done)
     }
 
@@ -257,7 +252,7 @@ impl<A: AxArchVCpu> BoundVCpu<'_, A> {
     ///
     /// # Errors
     /// Those of the backend; the vCPU is Invalid then, until the VM is reset.
-    pub fn unbind(mut self) -> AxResult {
+    pub(crate) fn unbind(mut self) -> AxResult {
         self.release()
     }
 

@@ -7,6 +7,8 @@ mod arch;
 mod attention;
 mod cell;
 mod exit;
+#[cfg(all(test, loom))]
+mod loom_tests;
 mod mask;
 mod pending;
 mod percpu;
@@ -14,11 +16,11 @@ mod power;
 mod stats;
 
 pub(crate) use attention::Attention;
-pub(crate) use cell::Claim;
+pub(crate) use cell::{BoundVCpu, Claim};
 pub(crate) use pending::Awaited;
 
 pub use arch::{AxArchPerCpu, AxArchVCpu};
-pub use cell::{AxVCpu, AxVCpuRef, BoundVCpu, VCpuState};
+pub use cell::{AxVCpu, AxVCpuRef, VCpuState};
 pub use exit::{
     Access, AccessOp, AccessWidth, AxVCpuExitReason, Completion, CpuUpError, DecodedAccess,
     GuestFault, IpiTargets, LoadTarget, MemFault, Port, SysRegAddr, VcpuExit,

@@ -98,11 +98,15 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// ShuttingDown → Terminated, if no vCPU is bound any more. Called by whoever shuts down and
     /// by every vCPU that leaves: the last one does it.
     pub(super) fn terminate_if_empty(&self) {
+        // Out first, then the look: whoever shuts down looks the other way round.
         fence(Ordering::SeqCst);
-        if self.status() == VMStatus::ShuttingDown
-            && !self.any_vcpu_bound()
-            && self.lifecycle.terminate().is_ok()
-        {
+        if self.status() != VMStatus::ShuttingDown {
+            return;
+        }
+        // The shutdown may be another CPU's, that came after the first fence: a vCPU that was
+        // bound before it, and read `Running`, must be seen here.
+        fence(Ordering::SeqCst);
+        if !self.any_vcpu_bound() && self.lifecycle.terminate().is_ok() {
             log::info!("VM {} is terminated", self.id());
         }
     }

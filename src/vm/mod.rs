@@ -7,6 +7,8 @@
 
 mod control;
 mod lifecycle;
+#[cfg(all(test, loom))]
+mod loom_tests;
 mod memory;
 mod run;
 mod serve;

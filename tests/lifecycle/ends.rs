@@ -102,23 +102,6 @@ fn a_refused_entry_fails_the_vm_until_it_is_reset_or_shut_down() {
     }
 }
 
-#[test]
-fn a_vcpu_that_someone_else_holds_delays_the_end_but_does_not_prevent_it() {
-    mock_hal!(struct Hal { arena: 4 << 20 });
-    let vm = booted::<Hal>(test_config(1));
-    let vcpu = vm.vcpu(0).unwrap();
-    let bound = vcpu.bind().unwrap();
-    vm.shutdown().unwrap();
-    assert_eq!(vm.status(), VMStatus::ShuttingDown);
-    assert_eq!(vm.reset(), Err(BAD_STATE));
-    drop(bound);
-    assert_eq!(vm.reset(), Ok(()), "nobody has a vCPU any more");
-    let bound = vcpu.bind().unwrap();
-    vm.shutdown().unwrap();
-    drop(bound);
-    assert_eq!(vm.wait_terminated(), Ok(()));
-}
-
 fn everything() -> AxVMConfig {
     use VmMemMappingType::{MapAlloc, MapIdentical, MapLazy, MapLazyHuge, MapReserved};
     let device = PassThroughDeviceConfig {

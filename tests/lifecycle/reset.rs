@@ -252,18 +252,3 @@ fn a_loader_that_fails_at_first_is_not_kept() {
     assert_eq!(vm.status(), VMStatus::Created);
     assert_eq!(vm.reset(), Ok(()));
 }
-
-#[test]
-fn a_reset_waits_for_no_vcpu_of_a_vm_that_still_lives() {
-    mock_hal!(struct Hal { arena: 4 << 20 });
-    let vm = created::<Hal>(test_config(2));
-    vm.write_to_guest_of(RAM.into(), &1u8).unwrap();
-    let vcpu = vm.vcpu(1).unwrap();
-    let bound = vcpu.bind().unwrap();
-    assert_eq!(vm.reset(), Err(AxError::BadState));
-    assert_eq!(vm.status(), VMStatus::Created);
-    assert_eq!(vm.read_from_guest_of::<u8>(RAM.into()), Ok(1));
-    drop(bound);
-    assert_eq!(vm.reset(), Ok(()));
-    assert_eq!(vm.read_from_guest_of::<u8>(RAM.into()), Ok(0));
-}
