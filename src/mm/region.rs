@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use axerrno::{AxError, AxResult};
 use page_table_multiarch::{MappingFlags, PageSize};
 
-use super::{GpaRange, GuestPhysAddr, HostPhysAddr};
+use super::{GpaRange, GuestPhysAddr, HostPhysAddr, npt::PERMISSIONS};
 
 /// Where a region's memory comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,9 +141,13 @@ impl Regions {
         self.replace(range, |_| None);
     }
 
-    /// Sets the permissions of `range`. Needs [`reserve`](Self::reserve)`(2)`.
+    /// Sets the permissions of `range`; as in the page table, the memory type stays. Needs
+    /// [`reserve`](Self::reserve)`(2)`.
     pub(super) fn protect(&mut self, range: GpaRange, flags: MappingFlags) {
-        self.replace(range, |part| Some(Region { flags, ..part }));
+        self.replace(range, |part| {
+            let flags = (part.flags - PERMISSIONS) | (flags & PERMISSIONS);
+            Some(Region { flags, ..part })
+        });
     }
 
     /// Cuts regions at the bounds of `range` and replaces each part inside.

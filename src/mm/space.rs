@@ -205,7 +205,8 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
         self.remove(&mut inner, range)
     }
 
-    /// Changes the permissions of `size` bytes at `gpa`.
+    /// Changes the permissions of `size` bytes at `gpa`; of `flags` only READ, WRITE and EXECUTE
+    /// count, the memory type stays.
     ///
     /// # Errors
     /// As [`unmap`](Self::unmap); `InvalidInput` also for flags that the format cannot express.
@@ -450,6 +451,8 @@ impl<H: AxVMHal, F: NptFormat> Inner<H, F> {
                 self.map_frames(range, flags)?;
                 Backing::Eager
             }
+            // What the hardware has no leaves for comes in 4 KiB pages.
+            Source::Lazy(_) if !self.max_leaf.is_huge() => Backing::Lazy(PageSize::Size4K),
             Source::Lazy(size) => Backing::Lazy(size),
         };
         self.regions.insert(Region { range, flags, backing, origin })

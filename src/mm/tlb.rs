@@ -297,7 +297,10 @@ impl<T: NestedTlb> GuestTlb<T> {
 
     /// Requests that no entry for `range` be used any more, after the table was changed.
     pub(crate) fn invalidate(&self, range: GpaRange) -> Ticket {
-        let ticket = self.request(&mut self.log.lock(), Some(range));
+        // Locked until the broadcast is out: were the VMID renewed in between, a vCPU could enter
+        // with the old one after the request, count as up to date, and miss the broadcast.
+        let mut log = self.log.lock();
+        let ticket = self.request(&mut log, Some(range));
         fence(Ordering::SeqCst);
         if T::BROADCAST {
             let vmid = self.vmid.load(Ordering::Acquire);

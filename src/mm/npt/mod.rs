@@ -118,7 +118,7 @@ pub struct Translation {
 }
 
 /// The permissions among the flags.
-const PERMISSIONS: MappingFlags =
+pub(super) const PERMISSIONS: MappingFlags =
     MappingFlags::READ.union(MappingFlags::WRITE).union(MappingFlags::EXECUTE);
 
 /// What all formats refuse: no permission, and write without read.
