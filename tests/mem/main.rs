@@ -42,6 +42,7 @@ mod failures;
 mod fault;
 mod host;
 mod map;
+mod model;
 
 mod permissions;
 mod regions;
