@@ -102,9 +102,9 @@ fn vms_with_too_few_vmids_on_several_cpus_never_meet_a_stale_entry<H: MockHal, A
     const ROUNDS: usize = 150;
     H::machine().set_tracing(false);
     let vms: Vec<_> =
-        (0..3).map(|id| boot::<H, A>(AxVMConfig::new(id, "few").with_cpus(2))).collect();
+        (0..4).map(|id| boot::<H, A>(AxVMConfig::new(id, "few").with_cpus(2))).collect();
     let stop = Arc::new(AtomicBool::new(false));
-    for id in 0..3 {
+    for id in 0..4 {
         for vcpu in 0..2 {
             H::machine().program(id, vcpu).push(marker(id, stop.clone()));
         }
@@ -124,7 +124,7 @@ fn vms_with_too_few_vmids_on_several_cpus_never_meet_a_stale_entry<H: MockHal, A
                 let mut turn = pcpu;
                 while !stop.load(SeqCst) {
                     turn = turn * 5 + 1;
-                    let vm = &vms[turn / 7 % 3];
+                    let vm = &vms[turn / 7 % 4];
                     H::kick_pcpu(pcpu);
                     // Bound elsewhere at the moment: another turn.
                     let _ = vm.run_vcpu(turn / 3 % 2);
