@@ -201,12 +201,12 @@ pub(crate) fn pass_through_ranges(config: &AxVMConfig) -> Result<Vec<PassThrough
             let rule = "must have the same offset within its 4 KiB page as base_gpa";
             return Err(ConfigError::invalid(at("base_hpa"), Hex(device.base_hpa), rule));
         }
-        add_pages(&mut ranges, at(""), range, device.base_hpa)?;
+        add_pages(&mut ranges, at(""), at("base_hpa"), range, device.base_hpa)?;
     }
     for (index, &(base, length)) in config.pass_through_addresses.iter().enumerate() {
         let at = |name| entry("pass_through_addresses", index, name);
         let range = guest_range(at, ("base", "length"), base, length)?;
-        add_pages(&mut ranges, at(""), range, base)?;
+        add_pages(&mut ranges, at(""), at("base"), range, base)?;
     }
     Ok(ranges)
 }
@@ -214,10 +214,11 @@ pub(crate) fn pass_through_ranges(config: &AxVMConfig) -> Result<Vec<PassThrough
 fn add_pages(
     ranges: &mut Vec<PassThrough>,
     field: ConfigField,
+    host_field: ConfigField,
     range: GpaRange,
     hpa: usize,
 ) -> Result<(), ConfigError> {
-    let beyond = ConfigError::invalid(field, Hex(hpa), "ends beyond the host's address space");
+    let beyond = ConfigError::invalid(host_field, Hex(hpa), "ends beyond the host's address space");
     let range = range.page_cover().ok_or(beyond)?;
     let hpa = hpa - hpa % PAGE_SIZE_4K;
     hpa.checked_add(range.size()).ok_or(beyond)?;

@@ -142,12 +142,12 @@ impl Regions {
         self.replace(range, |_| None);
     }
 
-    /// Sets the permissions of `range`; like the page table's, its memory type stays. Needs
+    /// Sets the permissions of `range`; as in the page table, the memory type stays. Needs
     /// [`reserve`](Self::reserve)`(2)`.
     pub(super) fn protect(&mut self, range: GpaRange, flags: MappingFlags) {
-        let kept = |part: &Region| part.flags.difference(PERMISSIONS);
         self.replace(range, |part| {
-            Some(Region { flags: kept(&part).union(flags.intersection(PERMISSIONS)), ..part })
+            let flags = (part.flags - PERMISSIONS) | (flags & PERMISSIONS);
+            Some(Region { flags, ..part })
         });
     }
 

@@ -182,7 +182,8 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
         self.remove(&mut inner, range)
     }
 
-    /// Changes the permissions of `size` bytes at `gpa`; the memory type stays.
+    /// Changes the permissions of `size` bytes at `gpa`; of `flags` only READ, WRITE and EXECUTE
+    /// count, the memory type stays.
     ///
     /// # Errors
     /// As [`unmap`](Self::unmap); `InvalidInput` also for flags that the format cannot express.

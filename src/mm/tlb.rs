@@ -372,3 +372,57 @@ pub(crate) trait VmidUser {
 #[cfg(all(test, loom))]
 #[path = "tlb_loom_tests.rs"]
 mod loom_tests;
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use core::sync::atomic::AtomicPtr;
+
+    use super::*;
+
+    /// The address space whose broadcast is watched.
+    static WATCHED: AtomicPtr<GuestTlb<Watched>> = AtomicPtr::new(core::ptr::null_mut());
+
+    struct Watched;
+
+    impl NestedTlb for Watched {
+        const BROADCAST: bool = true;
+
+        fn flush_range(tag: GuestTag, _range: GpaRange) {
+            // SAFETY: the test below keeps it alive.
+            let guest = unsafe { &*WATCHED.load(Ordering::Relaxed) };
+            assert!(guest.log.try_lock().is_none(), "another CPU may renew the VMID now");
+            assert_eq!(guest.vmid.load(Ordering::Relaxed) as u16, tag.vmid);
+        }
+
+        fn flush_guest(_tag: GuestTag) {}
+
+        fn flush_all() {}
+    }
+
+    struct OneCpu(VmidAllocator);
+
+    impl VmidUser for OneCpu {
+        fn allocator(&self) -> &VmidAllocator {
+            &self.0
+        }
+
+        fn adopt_generation(&self, _pcpu: usize, _generation: u64) -> bool {
+            true
+        }
+    }
+
+    /// A vCPU that enters after the request with the VMID from before would count as up to date,
+    /// and keep the entries that a broadcast with the new VMID does not reach.
+    #[test]
+    fn the_vmid_cannot_change_between_a_request_and_its_broadcast() {
+        let cpu = OneCpu(VmidAllocator::new(8));
+        let mut guest = GuestTlb::<Watched>::new(HostPhysAddr::from(0x1000), 1);
+        WATCHED.store(&raw mut guest, Ordering::Relaxed);
+        guest.announce(0, 0);
+        guest.enter(0, 0, &cpu);
+        let range = GpaRange::new(0x1000.into(), 0x1000).unwrap();
+        let ticket = guest.invalidate(range);
+        assert!(guest.is_reached(ticket));
+        guest.leave(0);
+    }
+}

@@ -274,7 +274,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     }
 
     /// When a vCPU's timers next want it to run, in nanoseconds of the host's clock, as of its
-    /// last run.
+    /// last run; 0 when they want it now.
     pub fn next_deadline(&self, vcpu_id: usize) -> Option<u64> {
         let deadline = self.core.vcpus.get(vcpu_id)?.deadline.load(Ordering::Relaxed);
         (deadline != u64::MAX).then_some(deadline)

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use axerrno::{AxResult, ax_err};
+use axerrno::{AxError, AxResult, ax_err};
 
 use super::{AxVM, VMStatus};
 use crate::{
@@ -86,10 +86,16 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// A vCPU that was started begins where it was told to.
     fn power_on(&self, vcpu: &AxVCpu<A>, bound: &mut BoundVCpu<'_, A>) -> AxResult {
         if let Some((entry, arg)) = vcpu.power.pending() {
-            // One that cannot begin there stays off, and may be started elsewhere.
-            let started = bound.arch().power_on(entry, arg);
-            vcpu.power.set(started.is_ok());
-            started?;
+            match bound.arch().power_on(entry, arg) {
+                Ok(()) => vcpu.power.set(true),
+                Err(error) => {
+                    // One that can never begin there is off, and may be started elsewhere.
+                    if error == AxError::InvalidInput {
+                        vcpu.power.set(false);
+                    }
+                    return Err(error);
+                }
+            }
         }
         if !vcpu.power.is_on() {
             let what = format_args!("VM {} vCPU {} is switched off", self.id(), vcpu.id());

@@ -86,7 +86,8 @@ fn cycle<H: MockHal, A: AxArchVCpu>(random: &mut Random) {
             && let Some(&gpa) = touched.first()
         {
             vm.unmap_region(gpa.into(), 0x1000).unwrap();
-            vm.map_region(gpa.into(), 0x6000_0000.into(), 0x1000, MappingFlags::READ).unwrap();
+            let elsewhere = 0x7800_0000.into();
+            vm.map_region(elsewhere, 0x6000_0000.into(), 0x1000, MappingFlags::READ).unwrap();
         }
         vm.shutdown().unwrap();
         assert_eq!(vm.run_vcpu(0), Err(AxError::BadState));

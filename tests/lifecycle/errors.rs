@@ -12,7 +12,7 @@ use axvm::{
     vm::{AxVM, VMStatus},
 };
 use axvm_testkit::{
-    Call, Event, MockHal, Step, TestVm, VM, X86Like, booted, created, enable_pcpus, mock_hal,
+    Call, Event, MockHal, RAM, Step, TestVm, VM, X86Like, booted, created, enable_pcpus, mock_hal,
     test_config,
 };
 
@@ -70,7 +70,7 @@ fn a_failed_completion_leaves_the_vcpu_unbound_and_the_instruction_is_executed_a
 }
 
 #[test]
-fn a_failed_completion_of_the_host_s_answer_leaves_the_vcpu_usable() {
+fn a_failed_completion_of_the_host_s_answer_does_not_lose_it() {
     mock_hal!(struct Hal { arena: 4 << 20 });
     let vm = booted::<Hal>(test_config(1));
     let call = VcpuExit::Hypercall { nr: 9, args: [1; 6] };
@@ -81,26 +81,42 @@ fn a_failed_completion_of_the_host_s_answer_leaves_the_vcpu_usable() {
     Hal::machine().fail_next(Call::Complete, AxErrorKind::Io);
     assert_eq!(vm.run_vcpu(0), Err(io()));
     unbound(&vm, 0);
-    assert_eq!(vm.run_vcpu(0), reason, "the call is made again");
-    vm.complete(0, 6).unwrap();
     assert_eq!(vm.run_vcpu(0), HALT);
-    assert_eq!(vm.vcpu_state(0).unwrap().regs[0], 6);
+    assert_eq!(vm.vcpu_state(0).unwrap().regs[0], 5);
+    assert_eq!(vm.complete(0, 6), Err(AxError::BadState));
 }
 
 #[test]
 fn a_failed_power_on_leaves_the_vcpu_to_be_started() {
     mock_hal!(struct Hal { arena: 4 << 20 });
     let vm = booted::<Hal>(test_config(2));
-    let up = VcpuExit::CpuUp { target_cpu: 1, entry_point: 0x5000.into(), arg: 77 };
+    let up = VcpuExit::CpuUp { target_cpu: 1, entry_point: RAM.into(), arg: 77 };
     Hal::machine().program(VM, 0).push(Step::Exit(up));
     assert!(matches!(vm.run_vcpu(0), Ok(AxVCpuExitReason::CpuUp { target_cpu: 1, .. })));
     for _ in 0..2 {
-        Hal::machine().fail_next(Call::PowerOn, AxErrorKind::InvalidInput);
-        assert_eq!(vm.run_vcpu(1), Err(AxError::InvalidInput));
+        Hal::machine().fail_next(Call::PowerOn, AxErrorKind::Io);
+        assert_eq!(vm.run_vcpu(1), Err(io()));
         unbound(&vm, 1);
     }
     assert_eq!(vm.run_vcpu(1), HALT);
     assert_eq!(vm.vcpu_state(1).unwrap().regs[0], 77);
+}
+
+#[test]
+fn a_vcpu_that_cannot_begin_where_it_was_told_to_is_off_and_may_be_started_elsewhere() {
+    mock_hal!(struct Hal { arena: 4 << 20 });
+    let vm = booted::<Hal>(test_config(2));
+    for _ in 0..2 {
+        let up = VcpuExit::CpuUp { target_cpu: 1, entry_point: RAM.into(), arg: 77 };
+        Hal::machine().program(VM, 0).push(Step::Exit(up));
+        assert!(matches!(vm.run_vcpu(0), Ok(AxVCpuExitReason::CpuUp { target_cpu: 1, .. })));
+        Hal::machine().fail_next(Call::PowerOn, AxErrorKind::InvalidInput);
+        assert_eq!(vm.run_vcpu(1), Err(AxError::InvalidInput));
+        assert_eq!(vm.run_vcpu(1), Err(AxError::BadState));
+    }
+    let nowhere = VcpuExit::CpuUp { target_cpu: 1, entry_point: 0x7_0000_0000.into(), arg: 77 };
+    Hal::machine().program(VM, 0).push(Step::Exit(nowhere));
+    assert_eq!(vm.run_vcpu(0), HALT, "the guest is told that the address is invalid");
 }
 
 #[test]

@@ -161,12 +161,11 @@ fn what_the_host_mapped_goes_and_what_it_unmapped_or_protected_comes_back() {
         vm.unmap_region(RAM.into(), RAM_SIZE).unwrap();
         vm.unmap_region(0x10_1000.into(), 0x1000).unwrap();
         vm.unmap_region(0x20_0000.into(), 0x1000).unwrap();
-        // Part of it, whole, and a foreign page in its place.
+        // Part of it, or whole.
         vm.unmap_region(0x50_1000.into(), if round % 2 == 0 { 0x1000 } else { 0x3000 }).unwrap();
         if round % 3 == 0 {
             vm.unmap_region(0x50_0000.into(), 0x1000).unwrap();
         }
-        vm.map_region(0x50_1000.into(), host, 0x1000, RW).unwrap();
         vm.memory().protect(0x10_2000.into(), 0x1000, MappingFlags::READ).unwrap();
         again(&vm);
         let inside =
@@ -187,6 +186,24 @@ fn what_the_host_mapped_goes_and_what_it_unmapped_or_protected_comes_back() {
     }
     drop(vm);
     machine.assert_balanced();
+}
+
+#[test]
+fn host_memory_in_the_place_of_configured_memory_forbids_the_reset_and_stays() {
+    mock_hal!(struct Hal { arena: 16 << 20 });
+    Hal::machine().regions().add_device(0x2_0000_0000, 0x1000);
+    let vm = created::<Hal>(test_config(1));
+    vm.write_to_guest_of((RAM + 0x1000).into(), &7u8).unwrap();
+    vm.unmap_region(RAM.into(), 0x1000).unwrap();
+    let host = HostPhysAddr::from_usize(0x2_0000_0000);
+    vm.map_region(RAM.into(), host, 0x1000, RW).unwrap();
+    assert_eq!(vm.reset(), Err(AxError::AlreadyExists));
+    assert_eq!(vm.status(), VMStatus::Created);
+    assert_eq!(vm.memory().translate(RAM.into()), Some(host));
+    assert_eq!(vm.read_from_guest_of::<u8>((RAM + 0x1000).into()), Ok(7));
+    vm.unmap_region(RAM.into(), 0x1000).unwrap();
+    again(&vm);
+    assert_eq!(vm.read_from_guest_of::<u8>((RAM + 0x1000).into()), Ok(0));
 }
 
 #[test]

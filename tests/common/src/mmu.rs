@@ -56,7 +56,7 @@ impl Mmu<'_> {
     /// What the table itself says of a page, past the TLB: address and permissions.
     #[track_caller]
     pub fn probe(&self, gpa: GuestPhysAddr) -> Option<(HostPhysAddr, MappingFlags)> {
-        let leaf = self.walk(None, gpa.as_usize())?;
+        let leaf = self.walk(None, gpa.page_base().as_usize())?;
         Some((HostPhysAddr::from_usize(leaf.pa + gpa.page_offset()), leaf.flags))
     }
 
