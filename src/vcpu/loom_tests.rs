@@ -80,6 +80,8 @@ impl AxArchVCpu for Tiny {
     type IrqHw = Self;
     type State = usize;
 
+    const IRQ_PRIORITY: crate::irq::Priority = crate::irq::Priority::LowestFirst;
+
     fn has_hardware_support() -> bool {
         true
     }
