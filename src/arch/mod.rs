@@ -2,6 +2,8 @@
 //! target [`NativeVCpu`] is a stand-in that reports no hardware support, so that a VM can be
 //! created and inspected, but not booted.
 
+#![forbid(unsafe_code)]
+
 mod unsupported;
 
 pub use unsupported::{NoConfig, NoTlb, UnsupportedPerCpu, UnsupportedVCpu};

@@ -1,5 +1,7 @@
 //! Faults in the nested page table, and memory that is given at first use.
 
+#![forbid(unsafe_code)]
+
 use axerrno::{AxError, AxResult};
 use memory_addr::PAGE_SIZE_4K;
 use page_table_multiarch::{MappingFlags, PageSize};

@@ -8,6 +8,8 @@
 //! bumps the counter before it reads the announcements, each with a full fence between: one of
 //! the two always sees the other.
 
+#![cfg_attr(not(test), forbid(unsafe_code))]
+
 use alloc::boxed::Box;
 use core::{marker::PhantomData, sync::atomic::AtomicU32 as StaticU32};
 

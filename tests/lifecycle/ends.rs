@@ -3,6 +3,7 @@
 use axerrno::AxError;
 use axvm::{
     config::{AxVMConfig, PassThroughDeviceConfig, VmMemMappingType},
+    irq::{IrqLine, Trigger},
     mm::{HostPhysAddr, MappingFlags},
     vcpu::{AccessWidth, AxVCpuExitReason, GuestFault, VcpuExit},
     vm::{EndReason, VMStatus},
@@ -100,6 +101,16 @@ fn a_refused_entry_fails_the_vm_until_it_is_reset_or_shut_down() {
         assert_eq!((vm.boot(), vm.end_reason()), (Ok(()), None));
         assert_eq!(vm.run_vcpu(0), Ok(AxVCpuExitReason::Halt));
     }
+}
+
+#[test]
+fn an_interrupt_line_that_outlives_its_vm_keeps_no_memory_and_does_no_harm() {
+    mock_hal!(struct Hal { arena: 4 << 20 });
+    let vm = booted::<Hal>(test_config(1));
+    let line = IrqLine::new(vm.irq_input(), 33, Trigger::Level);
+    drop(vm);
+    Hal::machine().assert_balanced();
+    assert_eq!(line.assert(), Ok(()));
 }
 
 fn everything() -> AxVMConfig {

@@ -1,5 +1,6 @@
 //! What `run_vcpu` serves, what it returns, and what it counts.
 
+mod controller;
 mod forward;
 mod halt;
 mod irq;

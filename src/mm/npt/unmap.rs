@@ -47,11 +47,6 @@ impl<F: NptFormat, P: PagingHandler> NestedPageTable<F, P> {
         let (start, end) = self.bounds(range);
         visit_leaves::<F, P>(self.root_table(), start, end, f);
     }
-
-    /// Unmaps everything, like [`unmap`](Self::unmap) of the whole input range.
-    pub fn detach_all(&mut self, removed: &mut Vec<Removed>, leaves: Leaves) {
-        self.unmap(self.geometry().input_range(), removed, leaves);
-    }
 }
 
 fn count_in<F: NptFormat, P: PagingHandler>(
