@@ -539,7 +539,11 @@ impl Test {
 
     fn mem_fault(&mut self, fault: MemFault, decodes_to: Option<DecodedAccess>) -> Outcome {
         let gpa = fault.gpa.as_usize();
+        // A walk or a fetch is no load or store that could be finished; only a device asks for no
+        // more than an instruction.
+        let decodable = !fault.walk && fault.access != Access::Fetch;
         if let Some(access) = fault.insn
+            && (decodable || self.listed(Kind::Mmio, gpa, access.width).is_some())
             && let Some(outcome) = self.claimed(Kind::Mmio, gpa, access)
         {
             return outcome;
@@ -554,12 +558,8 @@ impl Test {
             Some(false) => self.count(VcpuEvent::PermissionFault),
             None => {}
         }
-        let access = decodes_to.filter(|_| !fault.walk && fault.access != Access::Fetch);
+        let access = decodes_to.filter(|_| decodable);
         match access {
-            // An instruction that is known where no memory is has been looked up.
-            None if fault.insn.is_some() && self.allowed(gpa, fault.access).is_none() => {
-                self.unclaimed(fault.insn.map(|access| access.op))
-            }
             None => self.unclaimed(None),
             Some(access) => match self.claimed(Kind::Mmio, gpa, access) {
                 Some(outcome) => outcome,
