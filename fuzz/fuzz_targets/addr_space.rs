@@ -139,6 +139,8 @@ struct Seg {
     end: usize,
     flags: MappingFlags,
     kind: Kind,
+    /// The host added it, later than the VM was made.
+    host: bool,
 }
 
 impl Seg {
@@ -207,7 +209,7 @@ impl<F: HwNpt, const B: bool> Test<F, B> {
             };
             let flags = flags(region.flags);
             config = config.with_memory(start, size, flags, map_type);
-            plan.push(Seg { start, end: start.saturating_add(size), flags, kind });
+            plan.push(Seg { start, end: start.saturating_add(size), flags, kind, host: false });
         }
         if let Some(nth) = input.fail_new {
             machine.arena().fail_after(u64::from(nth) + 1);
@@ -478,7 +480,7 @@ impl<F: HwNpt, const B: bool> Test<F, B> {
             _ => vm.memory().map_alloc(at.into(), size, seg_flags, kind == Kind::Eager),
         });
         if done.is_some() {
-            self.segs.push(Seg { start: at, end: at + size, flags: seg_flags, kind });
+            self.segs.push(Seg { start: at, end: at + size, flags: seg_flags, kind, host: true });
             self.segs.sort_by_key(|seg| seg.start);
         }
         self.see_around(at);
@@ -591,19 +593,29 @@ impl<F: HwNpt, const B: bool> Test<F, B> {
             self.vm.wait_terminated().expect("terminated");
         }
         let bounds: Vec<_> = self.segs.iter().flat_map(|seg| [seg.start, seg.end - PAGE]).collect();
-        let in_place = self.segs.iter().any(|seg| {
-            let planned = self.plan.iter().filter_map(|plan| plan.slice(seg.start, seg.end));
-            planned.into_iter().any(|plan| plan.kind != seg.kind)
-        });
-        if fail.is_some() && !in_place {
-            let before = self.vm.memory().table_frames();
-            if self.attempt(Ok(()), fail, false, |vm| vm.reset()).is_none() {
-                assert_eq!(self.vm.memory().table_frames(), before);
-                self.see_all();
-                self.count();
-                self.vm.reset().expect("reset");
+        let before = self.vm.memory().table_frames();
+        let planned =
+            |seg: &&Seg| self.plan.iter().any(|plan| plan.slice(seg.start, seg.end).is_some());
+        let in_the_way = self.segs.iter().filter(|seg| seg.host).filter(planned);
+        let in_the_way: Vec<_> = in_the_way.copied().collect();
+        if !in_the_way.is_empty() {
+            let refused = self.attempt(Err(AxError::AlreadyExists), fail, false, |vm| vm.reset());
+            assert!(refused.is_none());
+            assert_eq!(self.vm.memory().table_frames(), before);
+            self.see_all();
+            self.count();
+            for seg in in_the_way {
+                let size = seg.end - seg.start;
+                self.vm.unmap_region(seg.start.into(), size).expect("unmap");
+                self.replace(seg.start, seg.end, |_| None);
+                self.forget(seg.start, seg.end);
             }
-        } else {
+        }
+        let before = self.vm.memory().table_frames();
+        if self.attempt(Ok(()), fail, false, |vm| vm.reset()).is_none() {
+            assert_eq!(self.vm.memory().table_frames(), before);
+            self.see_all();
+            self.count();
             self.vm.reset().expect("reset");
         }
         self.segs = self.plan.clone();
