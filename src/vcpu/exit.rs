@@ -133,7 +133,7 @@ pub struct MemFault {
     pub access: Access,
     /// Whether it was the guest's own page-table walk: then there is no instruction to complete.
     pub walk: bool,
-    /// The instruction, where the backend could tell cheaply.
+    /// The instruction, where the backend could tell cheaply; none for a walk or a fetch.
     pub insn: Option<DecodedAccess>,
 }
 
