@@ -2,12 +2,13 @@
 
 #![forbid(unsafe_code)]
 
-use axerrno::{AxResult, ax_err};
+use axerrno::{AxError, AxResult, ax_err};
 
 use super::{AxVM, VMStatus};
 use crate::{
     hal::AxVMHal,
     irq::EntryState,
+    mm::tlb::Entrant,
     sync::atomic::{Ordering, fence},
     vcpu::{Attention, AxArchVCpu, AxVCpu, AxVCpuExitReason, BoundVCpu, VcpuExit},
 };
@@ -72,9 +73,10 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         // The controller is asked at the first entry: what it had in the hardware, it must read
         // back, and what is still pending, nobody tells again.
         let irq = EntryState { in_hardware: false, more: true };
-        let mut entry = Entry { pcpu, vmid: None, timer: None, irq };
+        let mut entry = Entry { vmid: None, timer: None, irq };
+        let tlb = self.core.space.tlb.entrant(vcpu.id(), pcpu).ok_or(AxError::InvalidInput)?;
         loop {
-            let Some(exit) = self.enter(vcpu, bound, &mut entry)? else {
+            let Some(exit) = self.enter(vcpu, bound, &tlb, &mut entry)? else {
                 return Ok(AxVCpuExitReason::SystemDown);
             };
             if let Some(reason) = self.serve(vcpu, bound, exit, false)? {
@@ -104,17 +106,17 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         &self,
         vcpu: &AxVCpu<A>,
         bound: &mut BoundVCpu<'_, A>,
+        tlb: &Entrant<'_, A::Tlb>,
         entry: &mut Entry,
     ) -> AxResult<Option<VcpuExit>> {
         let id = vcpu.id();
-        let tlb = &self.core.space.tlb;
         if let Some(deadline) = bound.arch().next_deadline()
             && entry.timer != Some(deadline)
         {
             H::set_timer(deadline);
             entry.timer = Some(deadline);
         }
-        let _inside = Inside { leave: || tlb.leave(id) };
+        let _inside = Inside { leave: || tlb.leave() };
         loop {
             let attention = vcpu.attention.take();
             if attention & Attention::LIFECYCLE != 0 && self.status() != VMStatus::Running {
@@ -125,15 +127,15 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
                 entry.irq.more = true;
                 entry.irq = self.irq.before_entry(id, bound.arch().irq_hw())?;
             }
-            tlb.announce(id, entry.pcpu);
+            tlb.announce();
             // Whatever is raised from here on is followed by a kick. Between here and the entry
             // nothing waits for anybody: who changes the page table may be waiting for us.
             if !vcpu.attention.is_raised() {
                 break;
             }
-            tlb.leave(id);
+            tlb.leave();
         }
-        let vmid = tlb.enter(id, entry.pcpu, A::hardware());
+        let vmid = tlb.enter(A::hardware());
         if entry.vmid != Some(vmid) {
             bound.arch().set_vmid(vmid);
             entry.vmid = Some(vmid);
@@ -150,7 +152,6 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
 
 /// What a run of a vCPU remembers from entry to entry.
 struct Entry {
-    pcpu: usize,
     vmid: Option<u16>,
     /// The deadline that the host's timer was armed for.
     timer: Option<u64>,

@@ -4,7 +4,7 @@ use core::{fmt, marker::PhantomData};
 
 use super::{
     Geometry, MappingFlags, NptFormat, OutOfFrames, PageSize, Translation, leaf_size, release,
-    shift, span,
+    span,
     table::{self, Slot, Table},
 };
 use crate::mm::{GpaRange, GuestPhysAddr, HostPhysAddr, PAGE_SIZE_4K, PagingHandler};
@@ -12,7 +12,9 @@ use crate::mm::{GpaRange, GuestPhysAddr, HostPhysAddr, PAGE_SIZE_4K, PagingHandl
 /// Translates while the owner changes the table.
 pub struct NptView<F, P> {
     root: HostPhysAddr,
-    geometry: Geometry,
+    /// The end of the input range of a table of 4 levels, and of 3; 0 for the one that it is not.
+    /// So one comparison tells the shape and that the address is in its range.
+    ends: [usize; 2],
     format: PhantomData<fn() -> (F, P)>,
 }
 
@@ -37,21 +39,17 @@ impl<F: NptFormat, P: PagingHandler> NptView<F, P> {
     #[inline(always)]
     pub unsafe fn translate(self, gpa: GuestPhysAddr) -> Option<Translation> {
         let gpa = gpa.as_usize();
-        let (level, entries) = (self.geometry.levels() - 1, self.geometry.root_entries());
+        let [end_4, end_3] = self.ends;
         // In each branch the level is a constant.
-        if level == 3 {
-            if gpa >> shift(3) >= entries {
-                return None;
-            }
-            // SAFETY: the root of a live page table, of this geometry, whose index for `gpa` has
-            // just been checked; the caller promises that nothing reachable is freed meanwhile.
+        if gpa < end_4 {
+            // SAFETY: the root of a live page table, of this level, that has an entry for `gpa`;
+            // the caller promises that nothing reachable is freed meanwhile.
             walk_4::<F, P>(unsafe { Table::root_for_walk(self.root, 3) }, gpa)
-        } else {
-            if gpa >> shift(2) >= entries {
-                return None;
-            }
+        } else if gpa < end_3 {
             // SAFETY: as above.
             walk_3::<F, P>(unsafe { Table::root_for_walk(self.root, 2) }, gpa)
+        } else {
+            None
         }
     }
 }
@@ -156,7 +154,9 @@ impl<F: NptFormat, P: PagingHandler> NestedPageTable<F, P> {
 
     /// A handle for other threads.
     pub fn view(&self) -> NptView<F, P> {
-        NptView { root: self.root, geometry: self.geometry, format: PhantomData }
+        let end = 1 << self.geometry.input_bits();
+        let ends = if self.geometry.levels() == 4 { [end, 0] } else { [0, end] };
+        NptView { root: self.root, ends, format: PhantomData }
     }
 
     /// Where `gpa` leads; none when nothing is mapped there.
