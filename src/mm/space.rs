@@ -213,7 +213,13 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
     pub fn translate(&self, gpa: GuestPhysAddr) -> Option<HostPhysAddr> {
         let _walking = self.walkers.enter(H::current_pcpu_id());
         // SAFETY: tables are freed only after `walkers` was synchronized (`remove`).
-        unsafe { self.view.translate(gpa) }.map(|found| found.hpa)
+        match unsafe { self.view.translate(gpa) } {
+            Some(found) => Some(found.hpa),
+            None => {
+                core::hint::cold_path();
+                None
+            }
+        }
     }
 
     /// Whether `gpa` lies in a region, mapped already or not.

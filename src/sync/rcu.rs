@@ -49,7 +49,7 @@ impl Epoch {
         // A phase that is out of date only makes a writer wait longer: both are waited for.
         let phase = self.phase.load(Ordering::Relaxed);
         // Masked, so the bounds check is gone.
-        let Count(count) = &self.counts[(slot.wrapping_mul(2) | phase) % COUNTS];
+        let Count(count) = &self.counts[slot.wrapping_mul(2).wrapping_add(phase) % COUNTS];
         // Pairs with the fence in `synchronize`: whichever of the two comes first, either the
         // writer sees this reader, or this reader sees all that the writer did before.
         fetch_add_fenced(count);

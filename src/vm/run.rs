@@ -79,7 +79,15 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             let Some(exit) = self.enter(vcpu, bound, &tlb, &mut entry)? else {
                 return Ok(AxVCpuExitReason::SystemDown);
             };
-            if let Some(reason) = self.serve(vcpu, bound, exit, false)? {
+            // Devices here and everything else apart, so that what these need fits in registers.
+            let (exit, continued) = match self.serve_by_device(vcpu, &exit) {
+                None => (exit, false),
+                Some(answer) => match bound.complete(answer)? {
+                    None => continue,
+                    Some(next) => (next, true),
+                },
+            };
+            if let Some(reason) = self.serve(vcpu, bound, exit, continued)? {
                 return Ok(reason);
             }
         }
@@ -109,7 +117,6 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         tlb: &Entrant<'_, A::Tlb>,
         entry: &mut Entry,
     ) -> AxResult<Option<VcpuExit>> {
-        let id = vcpu.id();
         if let Some(deadline) = bound.arch().next_deadline()
             && entry.timer != Some(deadline)
         {
@@ -125,7 +132,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             if attention & Attention::IRQ != 0 || entry.irq.more {
                 // Until it is known better, also if the controller fails.
                 entry.irq.more = true;
-                entry.irq = self.irq.before_entry(id, bound.arch().irq_hw())?;
+                entry.irq = self.irq.before_entry(vcpu.id(), bound.arch().irq_hw())?;
             }
             tlb.announce();
             // Whatever is raised from here on is followed by a kick. Between here and the entry
@@ -142,7 +149,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         }
         let exit = bound.run();
         if entry.irq.in_hardware {
-            self.irq.after_exit(id, bound.arch().irq_hw());
+            self.irq.after_exit(vcpu.id(), bound.arch().irq_hw());
         }
         let exit = exit?;
         vcpu.stats.count_exit(&exit);
