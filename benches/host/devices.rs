@@ -103,7 +103,7 @@ pub fn devices(count: usize) -> impl Iterator<Item = Arc<dyn BaseDeviceOps<GpaRa
 }
 
 fn ours(op: &Op, count: usize) {
-    let bus = AxVmDevices::new(black_box(4));
+    let bus = AxVmDevices::new();
     devices(count).for_each(|device| bus.add_mmio_dev(device).expect("no overlap"));
     let addresses = addresses(count);
     for &gpa in &addresses {

@@ -2,12 +2,14 @@
 //!
 //! - `{"op": …, "unit": …, "limit": …}` declares an operation, in the table's order; the
 //!   limit is null for one that is shown for information;
-//! - `{"op": …, "who": …, "dump": …, "divide": …, "pauses": …, "less": …}` says that the callgrind
-//!   dump of that name is one measurement of it, to be divided by the number of operations;
-//!   `less`, null or the name of another dump, is what to subtract first;
+//! - `{"op": …, "who": …, "dump": …, "divide": …, "pauses": …, "rounds": …, "less": …}` says that
+//!   the callgrind dump of that name is one measurement of it, to be divided by the number of
+//!   operations. To be subtracted first: what the exclusions (`pauses`) cost and the rounds of
+//!   the loop in [`Op::each`], and `less`, null or the name of another dump;
 //! - `{"op": …, "who": …, "value": …}` is a count that needed no callgrind.
 //!
-//! `who` is [`OURS`] or the name of a peer. Two dumps calibrate: see [`calibrate`].
+//! `who` is [`OURS`] or the name of a peer. Three dumps calibrate: see [`calibrate`]. What they
+//! find is subtracted from everybody's figures alike, ours and the peers'.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -49,30 +51,33 @@ impl Op {
         println!("@bench {{\"op\":{name:?},\"unit\":{unit:?},\"limit\":{limit}}}");
     }
 
-    /// Measures `f`, which does the operation `count` times.
+    /// Measures `f`, which does the operation `count` times. A loop in `f` counts.
     pub fn run(&self, who: &str, count: usize, f: impl FnOnce()) {
         let region = Region::measure(f);
-        region.print(self.name, who, count, None);
+        region.print(self.name, who, count, 0, None);
     }
 
-    /// Measures `f`, which does the operation `count` times, and subtracts what `other` costs:
-    /// a part of `f` that is not to count and cannot be [`callgrind::excluded`], such as the
-    /// zeroing of `count` frames. `other` runs first and excludes nothing.
-    pub fn run_less(&self, who: &str, count: usize, other: impl FnOnce(), f: impl FnOnce()) {
+    /// Measures `f` on each of `inputs`, which are known at run time only. The loop itself (load,
+    /// count, branch, and the store that keeps the optimiser from dropping the result) is no part
+    /// of any operation: its cost is subtracted, as [`calibrate`] finds it.
+    pub fn each<I: Copy, R>(&self, who: &str, inputs: &[I], f: impl FnMut(I) -> R) {
+        let region = Region::measure(|| rounds(inputs, f));
+        region.print(self.name, who, inputs.len(), inputs.len(), None);
+    }
+
+    /// Like [`each`](Self::each), and subtracts what `other` costs: a part of `f` that is not to
+    /// count and cannot be [`callgrind::excluded`], such as the zeroing of frames. `other` runs
+    /// first and excludes nothing.
+    pub fn each_less<I: Copy, R>(
+        &self,
+        who: &str,
+        inputs: &[I],
+        other: impl FnOnce(),
+        f: impl FnMut(I) -> R,
+    ) {
         let other = Region::measure(other);
-        let region = Region::measure(f);
-        region.print(self.name, who, count, Some(&other));
-    }
-
-    /// Measures `f` on each of `inputs`. The loop itself costs some 6 instructions a round
-    /// (load, count, branch, and what keeps the optimiser from dropping the result): they are in
-    /// the figure, for every `who` alike. The inputs are known at run time only.
-    pub fn each<I: Copy, R>(&self, who: &str, inputs: &[I], mut f: impl FnMut(I) -> R) {
-        self.run(who, inputs.len(), || {
-            for input in inputs {
-                black_box(f(*input));
-            }
-        });
+        let region = Region::measure(|| rounds(inputs, f));
+        region.print(self.name, who, inputs.len(), inputs.len(), Some(&other));
     }
 
     /// Reports a figure that was counted in the program.
@@ -86,17 +91,28 @@ pub fn declare(ops: &[&[Op]]) {
     ops.iter().flat_map(|ops| ops.iter()).for_each(Op::declare);
 }
 
-/// Measures an empty region, and one with nothing but exclusions: what every other region is
-/// corrected by.
+/// The loop of [`Op::each`].
+#[inline(always)]
+fn rounds<I: Copy, R>(inputs: &[I], mut f: impl FnMut(I) -> R) {
+    for input in inputs {
+        black_box(f(*input));
+    }
+}
+
+/// Measures an empty region, one with nothing but exclusions, and one with the loop of
+/// [`Op::each`] around the operation that returns its input: what every other region is corrected
+/// by. A result that is larger than a word costs a round more; that stays in the figures.
 pub fn calibrate() {
-    const PAIRS: usize = 1000;
-    Region::measure(|| {}).print("", "empty", 1, None);
+    const COUNT: usize = 1000;
+    Region::measure(|| {}).print("", "empty", 1, 0, None);
     let pauses = Region::measure(|| {
-        for _ in 0..PAIRS {
+        for _ in 0..COUNT {
             callgrind::excluded(|| {});
         }
     });
-    pauses.print("", "pauses", 1, None);
+    pauses.print("", "pauses", 1, 0, None);
+    let inputs: Vec<_> = random_below(1 << 30).take(COUNT).collect();
+    Region::measure(|| rounds(&inputs, |input| input)).print("", "rounds", 1, COUNT, None);
 }
 
 /// A region that was measured.
@@ -115,12 +131,12 @@ impl Region {
         Self { name, pauses }
     }
 
-    fn print(&self, op: &str, who: &str, count: usize, less: Option<&Self>) {
+    fn print(&self, op: &str, who: &str, count: usize, rounds: usize, less: Option<&Self>) {
         let Self { name, pauses } = self;
         let less = less.map_or("null".to_owned(), |less| format!("{:?}", less.name));
         println!(
             "@bench {{\"op\":{op:?},\"who\":{who:?},\"dump\":{name:?},\"divide\":{count},\
-             \"pauses\":{pauses},\"less\":{less}}}"
+             \"pauses\":{pauses},\"rounds\":{rounds},\"less\":{less}}}"
         );
     }
 }

@@ -8,9 +8,15 @@ use super::{
     BaseDeviceOps, DeviceAddrRange,
     table::{DeviceTable, with_capacity},
 };
-use crate::{sync::rcu::Snapshot, vcpu::AccessWidth};
+use crate::{
+    sync::rcu::{SLOTS, Snapshot},
+    vcpu::AccessWidth,
+};
 
 type Device<R> = Arc<dyn BaseDeviceOps<R>>;
+
+/// The slot of the host's accesses: the one that vCPUs reach last.
+pub(super) const HOST: usize = SLOTS - 1;
 
 /// [`AccessWidth::mask`], looked up: shifting takes three times the instructions.
 fn mask(width: AccessWidth) -> usize {
@@ -31,13 +37,8 @@ fn mask(width: AccessWidth) -> usize {
 pub(crate) struct Bus<R: DeviceAddrRange>(Snapshot<DeviceTable<R>>);
 
 impl<R: DeviceAddrRange> Bus<R> {
-    pub(super) fn new(slots: usize) -> Self {
-        Self(Snapshot::new(DeviceTable::new(), slots))
-    }
-
-    /// The slot that vCPUs do not use.
-    pub(super) fn host(&self) -> usize {
-        self.0.last_slot()
+    pub(super) fn new() -> Self {
+        Self(Snapshot::new(DeviceTable::new()))
     }
 
     /// Whether a device answers for the address.
@@ -46,7 +47,7 @@ impl<R: DeviceAddrRange> Bus<R> {
         self.0.read(slot).at(addr).is_some()
     }
 
-    /// A read on vCPU `slot`, or by the [`host`](Self::host). The value has no bit set above the
+    /// A read on vCPU `slot`, or by the [`HOST`]. The value has no bit set above the
     /// width. None when the access lies in no device, or not wholly, or the device does not take
     /// its width; an error is the device's.
     #[inline(always)]
@@ -96,21 +97,21 @@ impl<R: DeviceAddrRange> Bus<R> {
 
     /// Whether a device answers for an address from `first` to `last`.
     pub(super) fn overlaps(&self, first: usize, last: usize) -> bool {
-        self.0.read(self.host()).overlaps(first, last)
+        self.0.read(HOST).overlaps(first, last)
     }
 
     pub(super) fn at(&self, addr: R::Addr) -> Option<Device<R>> {
-        self.0.read(self.host()).at(addr).cloned()
+        self.0.read(HOST).at(addr).cloned()
     }
 
     pub(super) fn sorted(&self) -> AxResult<Vec<Device<R>>> {
-        let table = self.0.read(self.host());
+        let table = self.0.read(HOST);
         let mut devices = with_capacity(table.iter().len())?;
         devices.extend(table.iter().cloned());
         Ok(devices)
     }
 
     pub(super) fn reset(&self) {
-        self.0.read(self.host()).iter().for_each(|device| device.reset());
+        self.0.read(HOST).iter().for_each(|device| device.reset());
     }
 }

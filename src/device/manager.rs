@@ -4,11 +4,15 @@ use alloc::{sync::Arc, vec::Vec};
 
 use axerrno::{AxError, AxResult, ax_err};
 
-use super::{BaseDeviceOps, PortRange, SysRegRange, bus::Bus, ivc::IvcWindow};
+use super::{
+    BaseDeviceOps, PortRange, SysRegRange,
+    bus::{Bus, HOST},
+    ivc::IvcWindow,
+};
 use crate::{
     mm::{GpaRange, GuestPhysAddr},
     sync::Mutex,
-    vcpu::{AccessWidth, MAX_VCPUS, Port, SysRegAddr},
+    vcpu::{AccessWidth, Port, SysRegAddr},
 };
 
 /// The devices of one VM.
@@ -26,21 +30,25 @@ pub struct AxVmDevices {
     relax: fn(),
 }
 
+impl Default for AxVmDevices {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl AxVmDevices {
-    /// No devices yet, for a VM of `vcpus` vCPUs.
-    pub fn new(vcpus: usize) -> Self {
-        Self::with_relax(vcpus, core::hint::spin_loop)
+    /// No devices yet.
+    pub fn new() -> Self {
+        Self::with_relax(core::hint::spin_loop)
     }
 
     /// Like [`new`](Self::new); `relax` is called in a loop while adding or removing waits for
     /// handlers, as [`AxVMHal::relax`](crate::AxVMHal::relax).
-    pub fn with_relax(vcpus: usize, relax: fn()) -> Self {
-        // One for the host.
-        let slots = vcpus.min(MAX_VCPUS) + 1;
+    pub fn with_relax(relax: fn()) -> Self {
         Self {
-            mmio: Bus::new(slots),
-            ports: Bus::new(slots),
-            sys_regs: Bus::new(slots),
+            mmio: Bus::new(),
+            ports: Bus::new(),
+            sys_regs: Bus::new(),
             ivc: Mutex::new(None),
             relax,
         }
@@ -88,8 +96,9 @@ impl AxVmDevices {
     ///
     /// # Errors
     /// `NotFound` when no device serves the access; those of the device.
+    #[inline(always)]
     pub fn handle_mmio_read(&self, addr: GuestPhysAddr, width: AccessWidth) -> AxResult<usize> {
-        claimed(self.mmio.read(self.mmio.host(), addr, width))
+        claimed(self.mmio.read(HOST, addr, width))
     }
 
     /// Writes as a guest would, for the host. Bits of the value above the width are ignored.
@@ -102,7 +111,7 @@ impl AxVmDevices {
         width: AccessWidth,
         value: usize,
     ) -> AxResult {
-        self.mmio.write(self.mmio.host(), addr, width, value).unwrap_or(Err(AxError::NotFound))
+        self.mmio.write(HOST, addr, width, value).unwrap_or(Err(AxError::NotFound))
     }
 
     /// Adds a device behind I/O ports.
@@ -140,7 +149,7 @@ impl AxVmDevices {
     /// # Errors
     /// `NotFound` when no device serves the access; those of the device.
     pub fn handle_port_read(&self, addr: Port, width: AccessWidth) -> AxResult<usize> {
-        claimed(self.ports.read(self.ports.host(), addr, width))
+        claimed(self.ports.read(HOST, addr, width))
     }
 
     /// Writes as a guest would, for the host. Bits of the value above the width are ignored.
@@ -148,7 +157,7 @@ impl AxVmDevices {
     /// # Errors
     /// `NotFound` when no device serves the access; those of the device.
     pub fn handle_port_write(&self, addr: Port, width: AccessWidth, value: usize) -> AxResult {
-        self.ports.write(self.ports.host(), addr, width, value).unwrap_or(Err(AxError::NotFound))
+        self.ports.write(HOST, addr, width, value).unwrap_or(Err(AxError::NotFound))
     }
 
     /// Adds a device behind system registers.
@@ -192,7 +201,7 @@ impl AxVmDevices {
     /// # Errors
     /// `NotFound` when no device serves the access; those of the device.
     pub fn handle_sys_reg_read(&self, addr: SysRegAddr, width: AccessWidth) -> AxResult<usize> {
-        claimed(self.sys_regs.read(self.sys_regs.host(), addr, width))
+        claimed(self.sys_regs.read(HOST, addr, width))
     }
 
     /// Writes as a guest would, for the host. Bits of the value above the width are ignored.
@@ -205,9 +214,7 @@ impl AxVmDevices {
         width: AccessWidth,
         value: usize,
     ) -> AxResult {
-        self.sys_regs
-            .write(self.sys_regs.host(), addr, width, value)
-            .unwrap_or(Err(AxError::NotFound))
+        self.sys_regs.write(HOST, addr, width, value).unwrap_or(Err(AxError::NotFound))
     }
 
     /// Sets where channels between VMs are placed.

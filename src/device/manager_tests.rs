@@ -53,7 +53,7 @@ fn gpa(start: usize, size: usize) -> GpaRange {
 
 #[test]
 fn a_value_has_no_bits_above_the_width() {
-    let devices = AxVmDevices::new(1);
+    let devices = AxVmDevices::new();
     let device = probe(gpa(0x1000, 0x100));
     devices.add_mmio_dev(device.clone()).unwrap();
     assert_eq!(devices.handle_mmio_read(0x1000.into(), AccessWidth::Byte), Ok(0xff));
@@ -64,7 +64,7 @@ fn a_value_has_no_bits_above_the_width() {
 
 #[test]
 fn an_access_to_nothing_is_not_found_and_a_handler_s_error_is_its_own() {
-    let devices = AxVmDevices::new(1);
+    let devices = AxVmDevices::new();
     devices.add_mmio_dev(probe(gpa(0x1000, 0x100))).unwrap();
     let read = |addr: usize, width| devices.handle_mmio_read(addr.into(), width);
     assert_eq!(read(0xfff, AccessWidth::Byte), Err(AxError::NotFound), "below");
@@ -81,7 +81,7 @@ fn an_access_to_nothing_is_not_found_and_a_handler_s_error_is_its_own() {
 
 #[test]
 fn the_last_port_takes_no_access_that_goes_beyond_it() {
-    let devices = AxVmDevices::new(1);
+    let devices = AxVmDevices::new();
     let range = PortRange::new(Port(0xfff0), Port(0xffff)).unwrap();
     devices.add_port_dev(probe(range)).unwrap();
     let read = |port, width| devices.handle_port_read(Port(port), width);
@@ -95,7 +95,7 @@ fn the_last_port_takes_no_access_that_goes_beyond_it() {
 
 #[test]
 fn system_registers_are_found_by_number() {
-    let devices = AxVmDevices::new(1);
+    let devices = AxVmDevices::new();
     let range = SysRegRange::new(SysRegAddr(0x808), SysRegAddr(0x83f)).unwrap();
     devices.add_sys_reg_dev(Arc::new(Dummy::new(range))).unwrap();
     assert_eq!(devices.handle_sys_reg_read(SysRegAddr(0x83f), AccessWidth::Qword), Ok(0));
@@ -106,7 +106,7 @@ fn system_registers_are_found_by_number() {
 
 #[test]
 fn what_is_added_can_be_found_listed_reset_and_removed() {
-    let devices = AxVmDevices::new(1);
+    let devices = AxVmDevices::new();
     let added = [0x3000, 0x1000, 0x2000].map(|start| probe(gpa(start, 0x1000)));
     for device in &added {
         devices.add_mmio_dev(device.clone()).unwrap();
@@ -133,7 +133,7 @@ fn what_is_added_can_be_found_listed_reset_and_removed() {
 
 #[test]
 fn a_device_of_either_trait_object_can_be_added() {
-    let devices = AxVmDevices::new(1);
+    let devices = AxVmDevices::new();
     let device: Arc<dyn crate::device::BaseMmioDeviceOps> = probe(gpa(0, 1));
     devices.add_mmio_dev(device).unwrap();
     assert_eq!(devices.handle_mmio_read(0.into(), AccessWidth::Byte), Ok(0xff));
@@ -172,7 +172,7 @@ impl BaseDeviceOps<GpaRange> for Slow {
 
 #[test]
 fn removal_returns_after_the_last_handler_of_the_device_has() {
-    let devices = AxVmDevices::with_relax(2, thread::yield_now);
+    let devices = AxVmDevices::with_relax(thread::yield_now);
     let slow = Arc::new(Slow {
         entered: Barrier::new(2),
         leave: AtomicBool::new(false),
@@ -201,7 +201,7 @@ fn removal_returns_after_the_last_handler_of_the_device_has() {
 
 #[test]
 fn devices_come_and_go_while_vcpus_use_others() {
-    let devices = AxVmDevices::with_relax(2, thread::yield_now);
+    let devices = AxVmDevices::with_relax(thread::yield_now);
     devices.add_mmio_dev(Arc::new(Dummy::new(gpa(0x5000, 0x1000)))).unwrap();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -228,7 +228,7 @@ fn devices_come_and_go_while_vcpus_use_others() {
 
 #[test]
 fn channels_need_a_window_and_a_window_in_use_stays() {
-    let devices = AxVmDevices::new(1);
+    let devices = AxVmDevices::new();
     assert_eq!(devices.alloc_ivc_channel(0), Err(AxError::InvalidInput));
     assert_eq!(devices.alloc_ivc_channel(1), Err(AxError::NoMemory));
     assert_eq!(devices.release_ivc_channel(0.into(), 1), Err(AxError::InvalidInput));

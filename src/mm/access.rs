@@ -237,7 +237,10 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
                 let len = (found.size as usize - offset).min(MAX_SEGMENT);
                 Ok(f(H::PagingHandler::phys_to_virt(found.hpa).as_mut_ptr(), len))
             }
-            _ => Err(f),
+            _ => {
+                core::hint::cold_path();
+                Err(f)
+            }
         }
     }
 

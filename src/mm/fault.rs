@@ -39,15 +39,19 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
     /// # Errors
     /// `NoMemory` when the host has no frame; the guest may fault again later.
     pub fn fault(&self, gpa: GuestPhysAddr, access: MappingFlags) -> AxResult<FaultOutcome> {
-        let outcome = self.lock().populate(gpa, access)?;
-        if outcome == FaultOutcome::Spurious {
-            // This CPU may hold an entry from before the page was mapped, or was allowed more.
-            let page = GpaRange::new(gpa.page_base(), PAGE_SIZE_4K);
-            if let Some(page) = page {
-                self.tlb.flush_here(page);
-            }
+        let outcome = self.lock().populate(gpa, access);
+        if matches!(outcome, Ok(FaultOutcome::Spurious)) {
+            self.forget_here(gpa);
         }
-        Ok(outcome)
+        outcome
+    }
+
+    /// This CPU may hold an entry from before the page was mapped, or was allowed more.
+    #[cold]
+    fn forget_here(&self, gpa: GuestPhysAddr) {
+        if let Some(page) = GpaRange::new(gpa.page_base(), PAGE_SIZE_4K) {
+            self.tlb.flush_here(page);
+        }
     }
 
     /// As [`fault`](Self::fault): true when the guest may try again.

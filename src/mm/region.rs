@@ -71,7 +71,7 @@ impl Regions {
     #[inline]
     pub(super) fn find(&self, gpa: GuestPhysAddr) -> Option<&Region> {
         let after = self.0.partition_point(|region| region.range.start() <= gpa);
-        self.0.get(after.checked_sub(1)?).filter(|region| region.range.contains(gpa))
+        self.0.get(after.checked_sub(1)?).filter(|region| gpa < region.range.end())
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Region> {

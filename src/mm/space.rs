@@ -52,10 +52,6 @@ pub(super) struct Inner<H: AxVMHal, F: NptFormat> {
     pub(super) quarantine: Vec<Quarantined>,
 }
 
-/// The number of slots in which readers of guest memory count themselves: more make CPUs share
-/// fewer cache lines.
-const WALKER_SLOTS: usize = 16;
-
 impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
     /// Break-before-make waits until no CPU uses the old entry, which only a broadcast achieves
     /// at once.
@@ -84,7 +80,7 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
         Ok(Self {
             range,
             view: npt.view(),
-            walkers: Epoch::new(WALKER_SLOTS),
+            walkers: Epoch::new(),
             tlb: GuestTlb::new(npt.root(), vcpus),
             quarantined: AtomicUsize::new(0),
             inner: Mutex::new(Inner {
@@ -214,11 +210,17 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
     }
 
     /// The host-physical address behind `gpa`, if something is mapped there.
-    #[inline]
+    #[inline(always)]
     pub fn translate(&self, gpa: GuestPhysAddr) -> Option<HostPhysAddr> {
         let _walking = self.walkers.enter(H::current_pcpu_id());
         // SAFETY: tables are freed only after `walkers` was synchronized (`remove`).
-        unsafe { self.view.translate(gpa) }.map(|found| found.hpa)
+        match unsafe { self.view.translate(gpa) } {
+            Some(found) => Some(found.hpa),
+            None => {
+                core::hint::cold_path();
+                None
+            }
+        }
     }
 
     /// Whether `gpa` lies in a region, mapped already or not.

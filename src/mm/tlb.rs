@@ -209,48 +209,10 @@ impl<T: NestedTlb> GuestTlb<T> {
         GuestTag { vmid: vmid.id, root: self.root }
     }
 
-    /// First half of an entry: the vCPU says that it is about to enter on `pcpu`. Whatever is
-    /// requested of it from now on, it sees either in what it reads after this call or by a kick.
-    #[inline]
-    pub(crate) fn announce(&self, vcpu: usize, pcpu: usize) {
-        if let Some(slot) = self.slots.get(vcpu) {
-            slot.pcpu.store(pcpu, Ordering::Relaxed);
-            slot.presence.store(ENTERING, Ordering::Release);
-            fence(Ordering::SeqCst);
-        }
-    }
-
-    /// Second half: brings this CPU's TLB up to date and returns the VMID to use. The calling
-    /// CPU must be the announced one, and stay so until [`leave`](Self::leave).
-    #[inline]
-    pub(crate) fn enter(&self, vcpu: usize, pcpu: usize, cpus: &impl VmidUser) -> u16 {
-        // The counter before the VMID: who reads a new VMID late counts as one who has the old.
-        let mut seen = self.requests.load(Ordering::Acquire);
-        let mut vmid = Vmid::unpack(self.vmid.load(Ordering::Acquire));
-        if vmid.generation != cpus.allocator().generation() {
-            (seen, vmid) = self.renew(cpus.allocator());
-        }
-        if cpus.adopt_generation(pcpu, vmid.generation) {
-            T::flush_all();
-        }
-        if let Some(slot) = self.slots.get(vcpu) {
-            if !T::BROADCAST
-                && (slot.flushed_to.load(Ordering::Relaxed) != seen
-                    || slot.flushed_on.load(Ordering::Relaxed) != pcpu)
-            {
-                seen = self.catch_up(slot, pcpu, self.tag(vmid));
-            }
-            slot.presence.store(INSIDE + seen, Ordering::Release);
-        }
-        vmid.id
-    }
-
-    /// The vCPU is out of the guest.
-    #[inline]
-    pub(crate) fn leave(&self, vcpu: usize) {
-        if let Some(slot) = self.slots.get(vcpu) {
-            slot.presence.store(OUTSIDE, Ordering::Release);
-        }
+    /// The entries and exits of a vCPU that runs on physical CPU `pcpu`; none when there is no
+    /// such vCPU.
+    pub(crate) fn entrant(&self, vcpu: usize, pcpu: usize) -> Option<Entrant<'_, T>> {
+        Some(Entrant { tlb: self, slot: self.slots.get(vcpu)?, pcpu })
     }
 
     /// The physical CPU in which the vCPU is in the guest or about to be.
@@ -354,6 +316,54 @@ impl<T: NestedTlb> GuestTlb<T> {
             presence if presence >= INSIDE + needed => None,
             _ => Some(slot.pcpu.load(Ordering::Relaxed)),
         })
+    }
+}
+
+/// One vCPU on its way into the guest and out of it, on one physical CPU.
+pub(crate) struct Entrant<'a, T> {
+    tlb: &'a GuestTlb<T>,
+    slot: &'a Slot,
+    pcpu: usize,
+}
+
+impl<T: NestedTlb> Entrant<'_, T> {
+    /// First half of an entry: the vCPU says that it is about to enter. Whatever is requested of
+    /// it from now on, it sees either in what it reads after this call or by a kick.
+    #[inline]
+    pub(crate) fn announce(&self) {
+        self.slot.pcpu.store(self.pcpu, Ordering::Relaxed);
+        self.slot.presence.store(ENTERING, Ordering::Release);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Second half: brings this CPU's TLB up to date and returns the VMID to use. The calling
+    /// CPU must be the announced one, and stay so until [`leave`](Self::leave).
+    #[inline]
+    pub(crate) fn enter(&self, cpus: &impl VmidUser) -> u16 {
+        let Self { tlb, slot, pcpu } = *self;
+        // The counter before the VMID: who reads a new VMID late counts as one who has the old.
+        let mut seen = tlb.requests.load(Ordering::Acquire);
+        let mut vmid = Vmid::unpack(tlb.vmid.load(Ordering::Acquire));
+        if vmid.generation != cpus.allocator().generation() {
+            (seen, vmid) = tlb.renew(cpus.allocator());
+        }
+        if cpus.adopt_generation(pcpu, vmid.generation) {
+            T::flush_all();
+        }
+        if !T::BROADCAST
+            && (slot.flushed_to.load(Ordering::Relaxed) != seen
+                || slot.flushed_on.load(Ordering::Relaxed) != pcpu)
+        {
+            seen = tlb.catch_up(slot, pcpu, tlb.tag(vmid));
+        }
+        slot.presence.store(INSIDE + seen, Ordering::Release);
+        vmid.id
+    }
+
+    /// The vCPU is out of the guest.
+    #[inline]
+    pub(crate) fn leave(&self) {
+        self.slot.presence.store(OUTSIDE, Ordering::Release);
     }
 }
 

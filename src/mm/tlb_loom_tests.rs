@@ -46,8 +46,9 @@ struct Guest {
 impl Guest {
     /// One time in the guest, with an access.
     fn enter(&self, cpus: &Hardware, vcpu: usize) {
-        self.tlb.announce(vcpu, vcpu);
-        self.tlb.enter(vcpu, vcpu, cpus);
+        let entrant = self.tlb.entrant(vcpu, vcpu).unwrap();
+        entrant.announce();
+        entrant.enter(cpus);
         let cached = CACHED.get().or_else(|| {
             let entry = self.pte.load(Ordering::Relaxed);
             (entry != 0).then_some(entry)
@@ -56,7 +57,7 @@ impl Guest {
         if cached.is_some() {
             assert!(!self.freed.load(Ordering::Relaxed), "a freed frame is used");
         }
-        self.tlb.leave(vcpu);
+        entrant.leave();
     }
 
     /// Unmaps the page, and frees the frame when nobody can use it, at once or never.

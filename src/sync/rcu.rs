@@ -10,13 +10,16 @@ use core::{marker::PhantomData, ops::Deref, ptr::NonNull};
 
 use super::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
 
+/// In how many slots readers are counted: more make CPUs share fewer cache lines.
+pub(crate) const SLOTS: usize = if cfg!(loom) { 2 } else { 16 };
+
 /// How many readers are in one slot and phase, on a cache line of its own.
 #[repr(align(64))]
 struct Count(AtomicUsize);
 
-/// The counts of one phase, as many as there are slots. Boxed one by one: a reader then carries
-/// one pointer along and not a base and an offset.
-type Row = Box<[Box<Count>]>;
+/// A count for each slot and phase. A power of two, so that masking makes any number an index.
+const COUNTS: usize = 2 * SLOTS;
+const _: () = assert!(COUNTS.is_power_of_two());
 
 /// Grace periods: [`synchronize`](Self::synchronize) waits for every reader that came before it.
 ///
@@ -26,25 +29,17 @@ type Row = Box<[Box<Count>]>;
 /// New readers are sent to the phase that is not being waited for, so they cannot keep a writer
 /// waiting.
 pub(crate) struct Epoch {
-    /// One for each phase, of the same length, a power of two.
-    rows: [Row; 2],
-    /// The first count of the row that new readers enter.
-    current: AtomicPtr<Box<Count>>,
+    /// The count of a slot and phase is at `2 * slot + phase`.
+    counts: Box<[Count; COUNTS]>,
+    /// The phase that new readers enter, 0 or 1.
+    phase: AtomicUsize,
     writer: Turn,
 }
 
 impl Epoch {
-    /// An epoch with at least `slots` slots: the next power of two.
-    pub(crate) fn new(slots: usize) -> Self {
-        let count = |_| Box::new(Count(AtomicUsize::new(0)));
-        let rows = [(); 2].map(|()| (0..slots.next_power_of_two()).map(count).collect::<Row>());
-        let current = AtomicPtr::new(first(&rows[0]));
-        Self { rows, current, writer: Turn::new() }
-    }
-
-    /// The last slot's number.
-    pub(crate) fn last_slot(&self) -> usize {
-        self.rows[0].len() - 1
+    pub(crate) fn new() -> Self {
+        let counts = core::array::from_fn(|_| Count(AtomicUsize::new(0)));
+        Self { counts: Box::new(counts), phase: AtomicUsize::new(0), writer: Turn::new() }
     }
 
     /// Counts a reader in, until the guard is dropped. Guards may nest. `slot` is taken modulo
@@ -52,10 +47,9 @@ impl Epoch {
     #[inline]
     pub(crate) fn enter(&self, slot: usize) -> EpochGuard<'_> {
         // A phase that is out of date only makes a writer wait longer: both are waited for.
-        let row = self.current.load(Ordering::Relaxed);
-        // SAFETY: it is the start of a row, which lives and stays as it is as long as `self`. The
-        // rows' length is a power of two, hence not 0, and `x & (len - 1) < len`.
-        let Count(count) = unsafe { &**row.add(slot & self.last_slot()) };
+        let phase = self.phase.load(Ordering::Relaxed);
+        // Masked, so the bounds check is gone.
+        let Count(count) = &self.counts[slot.wrapping_mul(2).wrapping_add(phase) % COUNTS];
         // Pairs with the fence in `synchronize`: whichever of the two comes first, either the
         // writer sees this reader, or this reader sees all that the writer did before.
         fetch_add_fenced(count);
@@ -67,11 +61,10 @@ impl Epoch {
     pub(crate) fn synchronize(&self, mut relax: impl FnMut()) {
         let _turn = self.writer.take(&mut relax);
         fence(Ordering::SeqCst);
-        let [even, odd] = &self.rows;
         // Away from the even phase and back, so that it is always the one entered between calls.
-        for (old, new) in [(even, odd), (odd, even)] {
-            self.current.store(first(new), Ordering::Relaxed);
-            for count in old {
+        for phase in [0, 1] {
+            self.phase.store(1 - phase, Ordering::Relaxed);
+            for count in self.counts.iter().skip(phase).step_by(2) {
                 // The last reader's Release, and through it (a chain of read-modify-writes)
                 // every earlier one's, is acquired here.
                 while count.0.load(Ordering::Acquire) != 0 {
@@ -80,11 +73,6 @@ impl Epoch {
             }
         }
     }
-}
-
-/// The start of a row, which is only read through it.
-fn first(row: &Row) -> *mut Box<Count> {
-    row.as_ptr().cast_mut()
 }
 
 /// Adds one; then a sequentially consistent fence.
@@ -146,19 +134,13 @@ pub(crate) struct Snapshot<T: Send + Sync> {
 }
 
 impl<T: Send + Sync> Snapshot<T> {
-    /// A snapshot with at least `slots` reader slots.
-    pub(crate) fn new(value: T, slots: usize) -> Self {
+    pub(crate) fn new(value: T) -> Self {
         Self {
             current: AtomicPtr::new(Box::into_raw(Box::new(value))),
-            epoch: Epoch::new(slots),
+            epoch: Epoch::new(),
             writer: Turn::new(),
             owns: PhantomData,
         }
-    }
-
-    /// The last reader slot's number.
-    pub(crate) fn last_slot(&self) -> usize {
-        self.epoch.last_slot()
     }
 
     /// The value as it is now; it stays as it is, and alive, while the guard does. `slot` is
@@ -241,8 +223,7 @@ mod tests {
 
     #[test]
     fn any_slot_number_is_taken_and_guards_nest() {
-        let epoch = Epoch::new(3);
-        assert_eq!(epoch.last_slot(), 3);
+        let epoch = Epoch::new();
         let outer = epoch.enter(usize::MAX);
         let inner = epoch.enter(usize::MAX);
         drop(outer);
@@ -252,9 +233,9 @@ mod tests {
 
     #[test]
     fn synchronize_waits_for_a_reader_in_either_phase() {
-        let epoch = Epoch::new(1);
+        let epoch = Epoch::new();
         for phase in [0, 1, 0] {
-            epoch.current.store(first(&epoch.rows[phase]), Ordering::Relaxed);
+            epoch.phase.store(phase, Ordering::Relaxed);
             let mut guard = Some(epoch.enter(0));
             let mut waited = 0;
             epoch.synchronize(|| {
@@ -269,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_failed_update_changes_nothing() {
-        let snapshot = Snapshot::new(1, 1);
+        let snapshot = Snapshot::new(1);
         assert_eq!(snapshot.update(|| (), |_| Err::<Box<i32>, _>("no")).unwrap_err(), "no");
         assert_eq!(*snapshot.read(0), 1);
         assert_eq!(*snapshot.replace(Box::new(2), || ()), 1);
@@ -279,7 +260,7 @@ mod tests {
     #[test]
     fn concurrent_updates_are_all_kept_and_readers_see_whole_values() {
         let rounds = if cfg!(miri) { 20 } else { 2000 };
-        let snapshot = Snapshot::new(Vec::from([0u64; 8]), 2);
+        let snapshot = Snapshot::new(Vec::from([0u64; 8]));
         let done = Flag::new(false);
         thread::scope(|scope| {
             for slot in 0..2 {
@@ -349,7 +330,7 @@ mod loom_tests {
     #[test]
     fn loom_a_reader_never_sees_a_freed_value() {
         model(|| {
-            let snapshot = Arc::new(Snapshot::new(watched(0), 2));
+            let snapshot = Arc::new(Snapshot::new(watched(0)));
             let readers: std::vec::Vec<_> = (0..2)
                 .map(|slot| {
                     let snapshot = snapshot.clone();
@@ -368,7 +349,7 @@ mod loom_tests {
     #[test]
     fn loom_readers_that_share_a_slot_are_all_waited_for() {
         model(|| {
-            let snapshot = Arc::new(Snapshot::new(watched(0), 1));
+            let snapshot = Arc::new(Snapshot::new(watched(0)));
             let other = snapshot.clone();
             let reader = thread::spawn(move || {
                 let first = read(&other, 0);
@@ -382,7 +363,7 @@ mod loom_tests {
     #[test]
     fn loom_two_writers_keep_each_other_s_update() {
         model(|| {
-            let snapshot = Arc::new(Snapshot::new(watched(0), 1));
+            let snapshot = Arc::new(Snapshot::new(watched(0)));
             let add = |snapshot: &Snapshot<Watched>| {
                 let next = |old: &Watched| {
                     // SAFETY: the current value is only read; loom checks it.

@@ -160,7 +160,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     }
 
     fn build_devices(config: &AxVMConfig) -> AxResult<AxVmDevices> {
-        let devices = AxVmDevices::with_relax(config.cpu_num, H::relax);
+        let devices = AxVmDevices::with_relax(H::relax);
         for device in &config.emu_devices {
             let range = GpaRange::new(device.base_gpa.into(), device.length);
             match (EmuDeviceType::try_from(device.emu_type), range) {

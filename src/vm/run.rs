@@ -8,6 +8,7 @@ use super::{AxVM, VMStatus};
 use crate::{
     hal::AxVMHal,
     irq::EntryState,
+    mm::tlb::Entrant,
     sync::atomic::{Ordering, fence},
     vcpu::{Attention, AxArchVCpu, AxVCpu, AxVCpuExitReason, BoundVCpu, VcpuExit},
 };
@@ -72,12 +73,21 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         // The controller is asked at the first entry: what it had in the hardware, it must read
         // back, and what is still pending, nobody tells again.
         let irq = EntryState { in_hardware: false, more: true };
-        let mut entry = Entry { pcpu, vmid: None, timer: None, irq };
+        let mut entry = Entry { vmid: None, timer: None, irq };
+        let tlb = self.core.space.tlb.entrant(vcpu.id(), pcpu).ok_or(AxError::InvalidInput)?;
         loop {
-            let Some(exit) = self.enter(vcpu, bound, &mut entry)? else {
+            let Some(exit) = self.enter(vcpu, bound, &tlb, &mut entry)? else {
                 return Ok(AxVCpuExitReason::SystemDown);
             };
-            if let Some(reason) = self.serve(vcpu, bound, exit, false)? {
+            // Devices here and everything else apart, so that what these need fits in registers.
+            let (exit, continued) = match self.serve_by_device(vcpu, &exit) {
+                None => (exit, false),
+                Some(answer) => match bound.complete(answer)? {
+                    None => continue,
+                    Some(next) => (next, true),
+                },
+            };
+            if let Some(reason) = self.serve(vcpu, bound, exit, continued)? {
                 return Ok(reason);
             }
         }
@@ -110,17 +120,16 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         &self,
         vcpu: &AxVCpu<A>,
         bound: &mut BoundVCpu<'_, A>,
+        tlb: &Entrant<'_, A::Tlb>,
         entry: &mut Entry,
     ) -> AxResult<Option<VcpuExit>> {
-        let id = vcpu.id();
-        let tlb = &self.core.space.tlb;
         if let Some(deadline) = bound.arch().next_deadline()
             && entry.timer != Some(deadline)
         {
             H::set_timer(deadline);
             entry.timer = Some(deadline);
         }
-        let _inside = Inside { leave: || tlb.leave(id) };
+        let _inside = Inside { leave: || tlb.leave() };
         loop {
             let attention = vcpu.attention.take();
             if attention & Attention::LIFECYCLE != 0 && self.status() != VMStatus::Running {
@@ -129,24 +138,24 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             if attention & Attention::IRQ != 0 || entry.irq.more {
                 // Until it is known better, also if the controller fails.
                 entry.irq.more = true;
-                entry.irq = self.irq.before_entry(id, bound.arch().irq_hw())?;
+                entry.irq = self.irq.before_entry(vcpu.id(), bound.arch().irq_hw())?;
             }
-            tlb.announce(id, entry.pcpu);
+            tlb.announce();
             // Whatever is raised from here on is followed by a kick. Between here and the entry
             // nothing waits for anybody: who changes the page table may be waiting for us.
             if !vcpu.attention.is_raised() {
                 break;
             }
-            tlb.leave(id);
+            tlb.leave();
         }
-        let vmid = tlb.enter(id, entry.pcpu, A::hardware());
+        let vmid = tlb.enter(A::hardware());
         if entry.vmid != Some(vmid) {
             bound.arch().set_vmid(vmid);
             entry.vmid = Some(vmid);
         }
         let exit = bound.run();
         if entry.irq.in_hardware {
-            self.irq.after_exit(id, bound.arch().irq_hw());
+            self.irq.after_exit(vcpu.id(), bound.arch().irq_hw());
         }
         let exit = exit?;
         vcpu.stats.count_exit(&exit);
@@ -156,7 +165,6 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
 
 /// What a run of a vCPU remembers from entry to entry.
 struct Entry {
-    pcpu: usize,
     vmid: Option<u16>,
     /// The deadline that the host's timer was armed for.
     timer: Option<u64>,

@@ -32,7 +32,7 @@ enum Served {
 impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// Serves an exit, and what else the same instruction does; a reason when the host must go on.
     /// `continued`: the exit is not the instruction's first.
-    #[inline(always)]
+    #[inline(never)]
     pub(super) fn serve(
         &self,
         vcpu: &AxVCpu<A>,
@@ -41,17 +41,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         mut continued: bool,
     ) -> AxResult<Option<AxVCpuExitReason>> {
         loop {
-            // The most frequent exits by far, apart: what they need fits in registers.
-            let device = match exit {
-                VcpuExit::MemFault(MemFault { gpa, insn: Some(access), .. }) => {
-                    self.device(vcpu, &self.devices.mmio, gpa, access)
-                }
-                VcpuExit::Port { port, access } => {
-                    self.device(vcpu, &self.devices.ports, port, access)
-                }
-                _ => None,
-            };
-            let answer = match device {
+            let answer = match self.serve_by_device(vcpu, &exit) {
                 Some(answer) => answer,
                 None => match self.serve_without_device(vcpu, bound, &exit, continued)? {
                     Served::Complete(answer) => answer,
@@ -67,6 +57,19 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
                 Some(next) => (exit, continued) = (next, true),
                 None => return Ok(None),
             }
+        }
+    }
+
+    /// The answer to an exit that is an access to a device, the most frequent kind by far; none
+    /// for any other.
+    #[inline(always)]
+    pub(super) fn serve_by_device(&self, vcpu: &AxVCpu<A>, exit: &VcpuExit) -> Option<Completion> {
+        match *exit {
+            VcpuExit::MemFault(MemFault { gpa, insn: Some(access), .. }) => {
+                self.device(vcpu, &self.devices.mmio, gpa, access)
+            }
+            VcpuExit::Port { port, access } => self.device(vcpu, &self.devices.ports, port, access),
+            _ => None,
         }
     }
 

@@ -19,9 +19,25 @@ const OURS: &str = "axvm";
 #[derive(Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 enum Line {
-    Op { op: String, unit: String, limit: Option<f64> },
-    Dump { op: String, who: String, dump: String, divide: u64, pauses: u64, less: Option<String> },
-    Value { op: String, who: String, value: f64 },
+    Op {
+        op: String,
+        unit: String,
+        limit: Option<f64>,
+    },
+    Dump {
+        op: String,
+        who: String,
+        dump: String,
+        divide: u64,
+        pauses: u64,
+        rounds: u64,
+        less: Option<String>,
+    },
+    Value {
+        op: String,
+        who: String,
+        value: f64,
+    },
 }
 
 /// An operation's figures.
@@ -95,8 +111,8 @@ fn dumps(folder: &Path) -> Result<BTreeMap<String, f64>> {
 /// Joins the program's lines with the dumps.
 fn rows(stdout: &str, dumps: &BTreeMap<String, f64>) -> Result<Vec<Row>> {
     let mut rows: Vec<Row> = Vec::new();
-    // What an empty region costs, and one exclusion within a region.
-    let (mut empty, mut pause) = (0.0, 0.0);
+    // What an empty region costs, one exclusion within a region, and a round of the loop.
+    let (mut empty, mut pause, mut round) = (0.0, 0.0, 0.0);
     for line in stdout.lines().filter_map(|line| line.strip_prefix("@bench ")) {
         let (op, who, value) = match serde_json::from_str(line).with_context(|| line.to_owned())? {
             Line::Op { op, unit, limit } => {
@@ -104,7 +120,7 @@ fn rows(stdout: &str, dumps: &BTreeMap<String, f64>) -> Result<Vec<Row>> {
                 continue;
             }
             Line::Value { op, who, value } => (op, who, value),
-            Line::Dump { op, who, dump, divide, pauses, less } => {
+            Line::Dump { op, who, dump, divide, pauses, rounds, less } => {
                 let cost = |dump: &String| {
                     dumps.get(dump).with_context(|| format!("no dump {dump}: {line}"))
                 };
@@ -113,10 +129,12 @@ fn rows(stdout: &str, dumps: &BTreeMap<String, f64>) -> Result<Vec<Row>> {
                     None => 0.0,
                 };
                 let cost = cost(&dump)?;
-                let net = cost - empty - less - pause * pauses as f64;
+                let (pauses, rounds) = (pauses as f64, rounds as f64);
+                let net = cost - empty - less - pause * pauses - round * rounds;
                 match (op.as_str(), who.as_str()) {
                     ("", "empty") => empty = *cost,
-                    ("", "pauses") => pause = (cost - empty) / pauses as f64,
+                    ("", "pauses") => pause = (cost - empty) / pauses,
+                    ("", "rounds") => round = (cost - empty) / rounds,
                     _ => {}
                 }
                 (op, who, net / divide as f64)
@@ -137,7 +155,10 @@ fn rows(stdout: &str, dumps: &BTreeMap<String, f64>) -> Result<Vec<Row>> {
     if rows.is_empty() {
         bail!("the bench program declared no operation");
     }
-    println!("(an empty region costs {empty}, an exclusion {pause:.2}: subtracted)");
+    println!(
+        "(subtracted from all alike: an empty region {empty}, an exclusion {pause:.2}, a round of \
+         the loop {round:.2})"
+    );
     Ok(rows)
 }
 
@@ -180,24 +201,25 @@ mod tests {
     use super::*;
 
     const CALIBRATION: &str = r#"
-@bench {"op":"","who":"empty","dump":"a","divide":1,"pauses":0,"less":null}
-@bench {"op":"","who":"pauses","dump":"b","divide":1,"pauses":10,"less":null}
+@bench {"op":"","who":"empty","dump":"a","divide":1,"pauses":0,"rounds":0,"less":null}
+@bench {"op":"","who":"pauses","dump":"b","divide":1,"pauses":10,"rounds":0,"less":null}
+@bench {"op":"","who":"rounds","dump":"e","divide":1,"pauses":0,"rounds":10,"less":null}
 "#;
 
     fn joined(lines: &str) -> Result<Vec<Row>> {
-        let dumps = [("a", 6.0), ("b", 96.0), ("c", 1024.0), ("d", 206.0)];
+        let dumps = [("a", 6.0), ("b", 96.0), ("c", 1024.0), ("d", 206.0), ("e", 56.0)];
         let dumps = dumps.map(|(name, cost)| (name.to_owned(), cost)).into();
         rows(&format!("noise\n{CALIBRATION}{lines}"), &dumps)
     }
 
     #[test]
-    fn a_figure_is_net_of_region_exclusions_and_baseline() -> Result<()> {
+    fn a_figure_is_net_of_region_exclusions_loop_and_baseline() -> Result<()> {
         let rows = joined(
             r#"@bench {"op":"x","unit":"instr","limit":80}
-@bench {"op":"x","who":"axvm","dump":"c","divide":10,"pauses":2,"less":"d"}
-@bench {"op":"x","who":"other","dump":"c","divide":10,"pauses":2,"less":null}"#,
+@bench {"op":"x","who":"axvm","dump":"c","divide":10,"pauses":2,"rounds":4,"less":"d"}
+@bench {"op":"x","who":"other","dump":"c","divide":10,"pauses":2,"rounds":0,"less":null}"#,
         )?;
-        assert_eq!(rows[0].value, Some(80.0));
+        assert_eq!(rows[0].value, Some(78.0));
         assert_eq!(rows[0].peers["other"], 100.0);
         check(&rows)
     }

@@ -74,15 +74,13 @@ impl<F: NptFormat, P: PagingHandler> NestedPageTable<F, P> {
     #[inline(always)]
     pub fn page_at(&mut self, gpa: GuestPhysAddr) -> PageAt<'_, F> {
         let gpa = gpa.as_usize();
-        if gpa >> self.geometry().input_bits() != 0 {
-            return PageAt::NoTable;
-        }
-        let root = self.root_table();
         // The walk unrolled, as in `walk`.
-        if root.level() == 3 {
+        if let Some(root) = self.root_at::<3>(gpa) {
             page_in::<F, P, 3>(root, gpa)
-        } else {
+        } else if let Some(root) = self.root_at::<2>(gpa) {
             page_in::<F, P, 2>(root, gpa)
+        } else {
+            PageAt::NoTable
         }
     }
 
@@ -194,8 +192,10 @@ fn size_at(level: usize) -> PageSize {
 
 /// Whether an entry can hold it all.
 fn is_mappable<F: NptFormat>(hpa: HostPhysAddr, size: usize, flags: MappingFlags) -> bool {
-    let fits = hpa.as_usize().checked_add(size - 1).is_some_and(|last| last >> F::PA_BITS == 0);
-    let ok = fits && hpa.as_usize() & (PAGE_SIZE_4K - 1) == 0 && F::supports(flags);
+    // The last page begins, like the first, at a multiple of 4 KiB below the limit.
+    let last = hpa.as_usize().checked_add((size - 1) & !(PAGE_SIZE_4K - 1));
+    let wrong = !((1 << F::PA_BITS) - 1) | (PAGE_SIZE_4K - 1);
+    let ok = last.is_some_and(|last| last & wrong == 0) && F::supports(flags);
     debug_assert!(ok, "{} cannot map to {hpa:?}+{size:#x} as {flags:?}", F::NAME);
     ok
 }

@@ -4,7 +4,7 @@ use core::{fmt, marker::PhantomData};
 
 use super::{
     Geometry, MappingFlags, NptFormat, OutOfFrames, PageSize, Translation, leaf_size, release,
-    shift, span,
+    span,
     table::{self, Slot, Table},
 };
 use crate::mm::{GpaRange, GuestPhysAddr, HostPhysAddr, PAGE_SIZE_4K, PagingHandler};
@@ -12,7 +12,9 @@ use crate::mm::{GpaRange, GuestPhysAddr, HostPhysAddr, PAGE_SIZE_4K, PagingHandl
 /// Translates while the owner changes the table.
 pub struct NptView<F, P> {
     root: HostPhysAddr,
-    geometry: Geometry,
+    /// The end of the input range of a table of 4 levels, and of 3; 0 for the one that it is not.
+    /// So one comparison tells the shape and that the address is in its range.
+    ends: [usize; 2],
     format: PhantomData<fn() -> (F, P)>,
 }
 
@@ -37,21 +39,17 @@ impl<F: NptFormat, P: PagingHandler> NptView<F, P> {
     #[inline(always)]
     pub unsafe fn translate(self, gpa: GuestPhysAddr) -> Option<Translation> {
         let gpa = gpa.as_usize();
-        let (level, entries) = (self.geometry.levels() - 1, self.geometry.root_entries());
+        let [end_4, end_3] = self.ends;
         // In each branch the level is a constant.
-        if level == 3 {
-            if gpa >> shift(3) >= entries {
-                return None;
-            }
-            // SAFETY: the root of a live page table, of this geometry, whose index for `gpa` has
-            // just been checked; the caller promises that nothing reachable is freed meanwhile.
+        if gpa < end_4 {
+            // SAFETY: the root of a live page table, of this level, that has an entry for `gpa`;
+            // the caller promises that nothing reachable is freed meanwhile.
             walk_4::<F, P>(unsafe { Table::root_for_walk(self.root, 3) }, gpa)
-        } else {
-            if gpa >> shift(2) >= entries {
-                return None;
-            }
+        } else if gpa < end_3 {
             // SAFETY: as above.
             walk_3::<F, P>(unsafe { Table::root_for_walk(self.root, 2) }, gpa)
+        } else {
+            None
         }
     }
 }
@@ -68,7 +66,10 @@ macro_rules! step {
         match $table.slot::<F>($table.index($gpa)) {
             Slot::Table(child) => $next(child, $gpa),
             Slot::Leaf { pa, flags, .. } => translation(pa, flags, $gpa, $table.level()),
-            Slot::Absent => None,
+            Slot::Absent => {
+                core::hint::cold_path();
+                None
+            }
         }
     };
 }
@@ -117,11 +118,10 @@ fn translation(
 /// Dropping it frees every table at once: no CPU may use the root any more, and no view may be
 /// used.
 pub struct NestedPageTable<F: NptFormat, P: PagingHandler> {
-    root: HostPhysAddr,
+    view: NptView<F, P>,
     geometry: Geometry,
     /// Frames of tables, the root's included.
     pub(super) frames: usize,
-    format: PhantomData<fn() -> (F, P)>,
 }
 
 impl<F: NptFormat, P: PagingHandler> NestedPageTable<F, P> {
@@ -141,12 +141,15 @@ impl<F: NptFormat, P: PagingHandler> NestedPageTable<F, P> {
         // SAFETY: the frames have just been allocated, nobody else knows them.
         unsafe { table::zero::<P>(root, frames) };
         F::publish();
-        Ok(Self { root, geometry, frames, format: PhantomData })
+        let end = 1 << geometry.input_bits();
+        let ends = if geometry.levels() == 4 { [end, 0] } else { [0, end] };
+        let view = NptView { root, ends, format: PhantomData };
+        Ok(Self { view, geometry, frames })
     }
 
     /// The address of the root.
     pub fn root(&self) -> HostPhysAddr {
-        self.root
+        self.view.root
     }
 
     /// The shape.
@@ -156,7 +159,7 @@ impl<F: NptFormat, P: PagingHandler> NestedPageTable<F, P> {
 
     /// A handle for other threads.
     pub fn view(&self) -> NptView<F, P> {
-        NptView { root: self.root, geometry: self.geometry, format: PhantomData }
+        self.view
     }
 
     /// Where `gpa` leads; none when nothing is mapped there.
@@ -176,7 +179,18 @@ impl<F: NptFormat, P: PagingHandler> NestedPageTable<F, P> {
     pub(super) fn root_table<'a>(&self) -> Table<'a, P> {
         // SAFETY: the root of this geometry. The room's operations use the table within a call on
         // `&self` or `&mut self`, and free nothing (`release` takes only what is detached).
-        unsafe { Table::at(self.root, self.geometry.levels() - 1, self.geometry.root_entries()) }
+        unsafe { Table::at(self.root(), self.geometry.levels() - 1, self.geometry.root_entries()) }
+    }
+
+    /// The root, if its level is `LEVEL` (2 or 3) and it has an entry for `gpa`.
+    #[inline(always)]
+    pub(super) fn root_at<'a, const LEVEL: usize>(&self, gpa: usize) -> Option<Table<'a, P>> {
+        let [end_4, end_3] = self.view.ends;
+        if gpa >= if LEVEL == 3 { end_4 } else { end_3 } {
+            return None;
+        }
+        // SAFETY: as in `root_table`; an address below the end proves the level.
+        Some(unsafe { Table::at(self.root(), LEVEL, self.geometry.root_entries()) })
     }
 
     /// The bounds of the pages that lie wholly in `range` and in the input range.
@@ -210,7 +224,7 @@ impl<F: NptFormat, P: PagingHandler> fmt::Debug for NestedPageTable<F, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NestedPageTable")
             .field("format", &F::NAME)
-            .field("root", &self.root)
+            .field("root", &self.root())
             .field("geometry", &self.geometry)
             .field("frames", &self.frames)
             .finish()
