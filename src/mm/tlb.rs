@@ -430,11 +430,12 @@ mod tests {
         let cpu = OneCpu(VmidAllocator::new(8));
         let mut guest = GuestTlb::<Watched>::new(HostPhysAddr::from(0x1000), 1);
         WATCHED.store(&raw mut guest, Ordering::Relaxed);
-        guest.announce(0, 0);
-        guest.enter(0, 0, &cpu);
+        let vcpu = guest.entrant(0, 0).unwrap();
+        vcpu.announce();
+        vcpu.enter(&cpu);
         let range = GpaRange::new(0x1000.into(), 0x1000).unwrap();
         let ticket = guest.invalidate(range);
         assert!(guest.is_reached(ticket));
-        guest.leave(0);
+        vcpu.leave();
     }
 }
