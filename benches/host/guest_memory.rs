@@ -60,5 +60,6 @@ fn ours(op: Op, kind: VmMemMappingType) {
         vm.write_to_guest_of(gpa.into(), &page).expect("RAM");
     }
     assert_eq!(vm.read_from_guest_of(0x3000.into()), Ok(0x3000_u64));
+    let vm = &*vm;
     op.each(OURS, &addresses(), |gpa| vm.read_from_guest_of::<u64>(gpa.into()));
 }

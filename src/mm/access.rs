@@ -66,6 +66,7 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
         if let Some(value) = self.read_word(gpa) {
             return value;
         }
+        core::hint::cold_path();
         let mut value = MaybeUninit::<V>::uninit();
         // SAFETY: the value is writable for its size, and is not guest memory.
         unsafe { self.read_raw(gpa, value.as_mut_ptr().cast(), size_of::<V>())? };
@@ -215,7 +216,10 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
     ) -> AxResult<R> {
         match self.mapped_segment(gpa, access, f) {
             Ok(done) => Ok(done),
-            Err(f) => self.new_segment(gpa, access, f),
+            Err(f) => {
+                core::hint::cold_path();
+                self.new_segment(gpa, access, f)
+            }
         }
     }
 

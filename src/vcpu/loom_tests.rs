@@ -79,6 +79,7 @@ impl AxArchVCpu for Tiny {
     type Tlb = NoTlb;
     type IrqHw = Self;
     type State = usize;
+    const IRQ_PRIORITY: crate::irq::Priority = crate::irq::Priority::HighestFirst;
 
     const IRQ_PRIORITY: crate::irq::Priority = crate::irq::Priority::LowestFirst;
 
