@@ -81,8 +81,6 @@ impl AxArchVCpu for Tiny {
     type State = usize;
     const IRQ_PRIORITY: crate::irq::Priority = crate::irq::Priority::HighestFirst;
 
-    const IRQ_PRIORITY: crate::irq::Priority = crate::irq::Priority::LowestFirst;
-
     fn has_hardware_support() -> bool {
         true
     }
