@@ -29,6 +29,8 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// guest needs a page and the host has none: free some and call again. Whatever the hardware
     /// refuses. The vCPU is unbound in every case.
     pub fn run_vcpu(&self, vcpu_id: usize) -> AxResult<AxVCpuExitReason> {
+        // Before a vCPU is bound for nothing; it is asked again when it is bound.
+        self.must_run()?;
         self.with_bound(vcpu_id, |vcpu, bound, pcpu| {
             let result = self.run_bound(vcpu, bound, pcpu);
             // In this order: a timer that becomes due in between is seen by the second look.
@@ -48,6 +50,13 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         self.vcpu_ref(vcpu_id)?.answer.answer(value)
     }
 
+    fn must_run(&self) -> AxResult {
+        match self.status() {
+            VMStatus::Running => Ok(()),
+            status => ax_err!(BadState, format_args!("VM {} is {status:?}", self.id())),
+        }
+    }
+
     fn run_bound(
         &self,
         vcpu: &AxVCpu<A>,
@@ -56,9 +65,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     ) -> AxResult<AxVCpuExitReason> {
         // Bound first, then the look: whoever shuts down looks the other way round.
         fence(Ordering::SeqCst);
-        if self.status() != VMStatus::Running {
-            return ax_err!(BadState, format_args!("VM {} is {:?}", self.id(), self.status()));
-        }
+        self.must_run()?;
         vcpu.attention.wake();
         self.power_on(vcpu, bound)?;
         if let Some(answer) = vcpu.answer.peek()? {
