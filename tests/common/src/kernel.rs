@@ -1,10 +1,7 @@
 //! Stands for the reader's kernel in the README's example, which is compiled and never run.
 
 use axerrno::{AxError, AxResult};
-use axvm::{
-    AxVMHal, AxVMRef,
-    mm::{HostPhysAddr, HostVirtAddr, PagingHandler},
-};
+use axvm::mm::{HostPhysAddr, HostVirtAddr, PagingHandler};
 
 /// The kernel's frame allocator.
 pub struct Frames;
@@ -57,11 +54,11 @@ pub fn cpu_of(_: usize, _: usize) -> AxResult<usize> {
     Err(AxError::NotFound)
 }
 
-/// A VM by id.
+/// Looks a VM up and calls its `inject_interrupt_to_vcpu`.
 ///
 /// # Errors
 /// `NotFound`.
-pub fn vm<H: AxVMHal>(_: usize) -> AxResult<AxVMRef<H>> {
+pub fn inject(_: usize, _: usize, _: usize) -> AxResult {
     Err(AxError::NotFound)
 }
 
