@@ -8,6 +8,7 @@ extern crate std;
 pub mod arch;
 pub mod config;
 pub mod device;
+pub mod firmware;
 mod hal;
 pub mod irq;
 pub mod mm;
