@@ -6,6 +6,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod arch;
+pub mod boot;
 pub mod config;
 pub mod device;
 pub mod firmware;
