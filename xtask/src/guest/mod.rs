@@ -9,7 +9,7 @@ pub(crate) mod programs;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::arch::Arch;
 
@@ -83,12 +83,10 @@ impl Images {
 fn readable(flag: &str, file: &Path) -> Result<PathBuf> {
     let complaint = || format!("{flag}: cannot read {}", file.display());
     let path = file.canonicalize().with_context(complaint)?;
-    fs::File::open(&path)
-        .and_then(|file| {
-            let regular = file.metadata()?.is_file();
-            if regular { Ok(()) } else { Err(std::io::ErrorKind::InvalidInput.into()) }
-        })
-        .with_context(complaint)?;
+    let metadata = fs::File::open(&path).and_then(|file| file.metadata());
+    if !metadata.with_context(complaint)?.is_file() {
+        bail!("{flag}: {} is no file", file.display());
+    }
     Ok(path)
 }
 
