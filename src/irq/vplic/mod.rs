@@ -19,8 +19,8 @@ use crate::{
 pub use gateway::Request;
 pub use state::{HartState, PlicState, SourceState};
 
-/// Bytes of the register window: QEMU `virt`'s, with room for 15,872 contexts and more.
-pub const WINDOW_SIZE: usize = 0x600_0000;
+/// Bytes of the register window: QEMU `virt`'s, with room for 512 harts.
+pub const WINDOW_SIZE: usize = 0x60_0000;
 /// The most interrupt sources.
 pub const MAX_SOURCES: u32 = 1023;
 /// The highest priority, and the highest threshold: three bits, as on QEMU `virt`.
