@@ -10,6 +10,7 @@
 mod bus;
 mod ivc;
 mod manager;
+pub mod serial;
 mod table;
 mod traits;
 
