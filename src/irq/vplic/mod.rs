@@ -291,14 +291,14 @@ impl<Hw: HartIrqHw + ?Sized> InterruptController<Hw> for VPlic {
         // Also one that it has: the vCPU's state may have been replaced.
         hw.set_external(level);
         // Mostly there is none; a plain load keeps the line shared.
-        let mut more = false;
-        if hart.software.load(Ordering::Acquire) && hart.software.swap(false, Ordering::AcqRel) {
-            if let Err(error) = hw.inject(SOFTWARE) {
-                hart.software.store(true, Ordering::Release);
-                more = error == AxError::ResourceBusy;
-                if !more {
-                    return Err(error);
-                }
+        let software =
+            hart.software.load(Ordering::Acquire) && hart.software.swap(false, Ordering::AcqRel);
+        let given = if software { hw.inject(SOFTWARE) } else { Ok(()) };
+        let more = given == Err(AxError::ResourceBusy);
+        if let Err(error) = given {
+            hart.software.store(true, Ordering::Release);
+            if !more {
+                return Err(error);
             }
         }
         Ok(EntryState { in_hardware: false, more })
