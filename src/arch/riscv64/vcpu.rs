@@ -113,7 +113,7 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
     }
 
     pub(super) fn frequency() -> u64 {
-        P::machine().frequency::<H>()
+        P::machine().frequency()
     }
 
     fn answer_access(&mut self, access: PendingAccess, done: Completion) -> AxResult {
