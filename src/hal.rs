@@ -4,7 +4,10 @@
 
 use axerrno::AxResult;
 
-use crate::mm::{HostPhysAddr, HostVirtAddr, PagingHandler};
+use crate::{
+    mm::{HostPhysAddr, HostVirtAddr, PagingHandler},
+    vcpu::VcpuExit,
+};
 
 /// The services that the host kernel gives the crate.
 ///
@@ -90,6 +93,23 @@ pub trait AxVMHal: Sized + 'static {
     /// [`AxVM::next_deadline`](crate::vm::AxVM::next_deadline).
     fn set_timer(deadline: u64) {
         let _ = deadline;
+    }
+
+    /// How often per second the architecture's counter ticks (the RISC-V `time` CSR), if the host
+    /// knows, for example from its device tree. It is the same on every CPU, and does not change.
+    ///
+    /// Without it, a backend that needs to know measures it against
+    /// [`current_time_nanos`](Self::current_time_nanos) when a CPU is first enabled, which takes
+    /// about a millisecond and is as exact as that.
+    fn counter_frequency() -> Option<u64> {
+        None
+    }
+
+    /// Sees each exit of a guest before it is served, for tracing. Called with the vCPU bound and
+    /// interrupts masked.
+    #[inline(always)]
+    fn trace_exit(vm_id: usize, vcpu_id: usize, exit: &VcpuExit) {
+        let _ = (vm_id, vcpu_id, exit);
     }
 
     /// Called in the crate's few waiting loops, each of which waits for another CPU. A host with

@@ -6,8 +6,10 @@ extern crate alloc;
 extern crate std;
 
 pub mod arch;
+pub mod boot;
 pub mod config;
 pub mod device;
+pub mod firmware;
 mod hal;
 pub mod irq;
 pub mod mm;

@@ -10,11 +10,13 @@
 mod bus;
 mod ivc;
 mod manager;
+pub mod serial;
 mod table;
 mod traits;
 
 pub(crate) use bus::Bus;
 pub use manager::AxVmDevices;
+pub use serial::CharBackend;
 pub use traits::{
     BaseDeviceOps, BaseMmioDeviceOps, BasePortDeviceOps, BaseSysRegDeviceOps, DeviceAddrRange,
     Dummy, EmuDeviceType, PortRange, SysRegRange, WidthSet,

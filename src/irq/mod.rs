@@ -1,6 +1,6 @@
 //! Interrupts: lines that devices drive ([`IrqLine`]), and the controllers that hold what is
-//! pending ([`InterruptController`]). [`DirectIrq`] is the controller of a VM that has no
-//! emulated one.
+//! pending ([`InterruptController`]). [`VPlic`] is RISC-V's; [`DirectIrq`] is the controller of a
+//! VM that has no emulated one.
 //!
 //! The controller alone owns pending, active and level state. Whoever makes something pending
 //! for a vCPU tells its [`VcpuNotifier`], which marks the vCPU as in need of attention and kicks
@@ -10,11 +10,13 @@
 
 mod direct;
 mod line;
+pub mod vplic;
 
 use axerrno::AxResult;
 
 pub use direct::{DirectIrq, MAX_IRQS, Priority};
 pub use line::{IrqLine, Trigger};
+pub use vplic::VPlic;
 
 /// What every backend's interrupt hardware can do at least.
 pub trait IrqHw {
@@ -24,6 +26,13 @@ pub trait IrqHw {
     /// `ResourceBusy` when the guest cannot take it now; the backend then exits as soon as it
     /// can. `InvalidInput` for a vector that the architecture does not have.
     fn inject(&mut self, vector: usize) -> AxResult;
+}
+
+/// The interrupt hardware of a RISC-V hart: [`inject`](IrqHw::inject) takes 1, the cause of a
+/// supervisor software interrupt, which becomes pending once (`hvip.VSSIP`).
+pub trait HartIrqHw: IrqHw {
+    /// Raises or lowers the hart's supervisor external interrupt (`hvip.VSEIP`).
+    fn set_external(&mut self, high: bool);
 }
 
 /// The device side of an interrupt controller: its input wires. Callable from any CPU.

@@ -43,10 +43,21 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
     /// # Errors
     /// As [`read`](Self::read), for writable RAM; the guest's memory may be partly written then.
     pub fn write(&self, gpa: GuestPhysAddr, buf: &[u8]) -> AxResult {
+        self.write_as(gpa, buf, MappingFlags::WRITE)
+    }
+
+    /// Copies `buf` to RAM that allows `access`.
+    #[inline(always)]
+    pub(super) fn write_as(
+        &self,
+        gpa: GuestPhysAddr,
+        buf: &[u8],
+        access: MappingFlags,
+    ) -> AxResult {
         let mut done = 0;
         while let Some(rest) = buf.get(done..).filter(|rest| !rest.is_empty()) {
             let at = gpa.checked_add(done).ok_or(AxError::InvalidInput)?;
-            done += self.segment(at, MappingFlags::WRITE, |host, len| {
+            done += self.segment(at, access, |host, len| {
                 let len = len.min(rest.len());
                 // SAFETY: `host` is mapped guest memory of at least `len` bytes while this
                 // closure runs; `rest` has at least `len`.
@@ -225,7 +236,7 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
 
     /// [`segment`](Self::segment) of what is mapped; otherwise `f` comes back.
     #[inline(always)]
-    fn mapped_segment<R, C: FnOnce(*mut u8, usize) -> R>(
+    pub(super) fn mapped_segment<R, C: FnOnce(*mut u8, usize) -> R>(
         &self,
         gpa: GuestPhysAddr,
         access: MappingFlags,
@@ -326,11 +337,11 @@ guest_atomic! {
     u64, AtomicU64;
 }
 
-const WORD: usize = size_of::<u64>();
+pub(super) const WORD: usize = size_of::<u64>();
 
 /// How many of `len` bytes at `host` come before the first aligned word, and how many words
 /// follow.
-fn split_words(host: *mut u8, len: usize) -> (usize, usize) {
+pub(super) fn split_words(host: *mut u8, len: usize) -> (usize, usize) {
     let head = (host as usize).wrapping_neg() % WORD;
     let head = head.min(len);
     (head, (len - head) / WORD)

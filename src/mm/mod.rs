@@ -8,6 +8,7 @@ mod access;
 mod addr;
 mod fault;
 mod frames;
+mod image;
 pub mod npt;
 mod quarantine;
 mod region;

@@ -228,6 +228,12 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
         self.lock().regions.find(gpa).is_some()
     }
 
+    /// Whether `gpa` lies in a region of memory, and not of a device, mapped already or not.
+    pub(super) fn is_ram(&self, gpa: GuestPhysAddr) -> bool {
+        let guard = self.lock();
+        guard.regions.find(gpa).is_some_and(|region| !region.flags.contains(MappingFlags::DEVICE))
+    }
+
     /// Whether `gpa` lies in a region that has these permissions.
     pub(crate) fn allows(&self, gpa: GuestPhysAddr, access: MappingFlags) -> bool {
         self.lock().regions.find(gpa).is_some_and(|region| region.flags.contains(access))

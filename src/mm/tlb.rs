@@ -14,15 +14,18 @@ use alloc::boxed::Box;
 use core::{marker::PhantomData, sync::atomic::AtomicU32 as StaticU32};
 
 use super::{GpaRange, HostPhysAddr};
-use crate::sync::{
-    Mutex,
-    atomic::{AtomicU64, AtomicUsize, Ordering, fence},
+use crate::{
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering, fence},
+    },
+    vcpu::MAX_PCPUS,
 };
 
 /// What tags a VM's entries in a TLB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestTag {
-    /// The VMID (Arm, RISC-V) or VPID; 0 is never given to a guest.
+    /// The VMID (Arm, RISC-V) or VPID; never 0 where the hardware has more than one.
     pub vmid: u16,
     /// The root of the nested page table; EPT-derived entries are tagged with it.
     pub root: HostPhysAddr,
@@ -44,7 +47,7 @@ pub trait NestedTlb: 'static {
     /// 4 KiB.
     fn flush_range(tag: GuestTag, range: GpaRange);
 
-    /// Invalidates everything of one guest.
+    /// Invalidates everything of one guest, translations by its own page tables included.
     fn flush_guest(tag: GuestTag);
 
     /// Invalidates everything of all guests on this CPU. Called before a CPU uses VMIDs of a new
@@ -77,14 +80,15 @@ impl Vmid {
 /// Hands out VMIDs. When the numbers run out a new generation begins: every VM gets a new VMID at
 /// its next entry, and every CPU empties its TLB before it uses one.
 pub struct VmidAllocator {
-    /// The highest number; 0 is the host's.
+    /// The highest number; 0 is the host's, unless the hardware has no VMIDs at all.
     max: StaticU32,
     generation: core::sync::atomic::AtomicU64,
     last: spin::Mutex<u32>,
 }
 
 impl VmidAllocator {
-    /// Numbers of `bits` bits, 1 to 16; a value outside is taken as the nearest inside.
+    /// Numbers of `bits` bits, at most 16. With 0 bits there is one number, 0, and each VM that
+    /// enters after another begins a new generation, which empties the CPU's TLB.
     pub const fn new(bits: u32) -> Self {
         Self {
             max: StaticU32::new(Self::highest(bits)),
@@ -94,14 +98,7 @@ impl VmidAllocator {
     }
 
     const fn highest(bits: u32) -> u32 {
-        let bits = if bits < 1 {
-            1
-        } else if bits > 16 {
-            16
-        } else {
-            bits
-        };
-        (1 << bits) - 1
+        (1 << if bits > 16 { 16 } else { bits }) - 1
     }
 
     /// Narrows the numbers to what a CPU turned out to implement. VMIDs that are too wide for it
@@ -131,8 +128,8 @@ impl VmidAllocator {
             *last = 0;
             self.generation.store(generation, Ordering::Release);
         }
-        *last += 1;
         // At most 16 bits: `last` never exceeds `max`.
+        *last = (*last + 1).min(self.max.load(Ordering::Relaxed));
         Vmid { id: *last as u16, generation }
     }
 }
@@ -183,6 +180,8 @@ pub(crate) struct GuestTlb<T> {
     vmid_since: AtomicU64,
     log: Mutex<FlushLog>,
     slots: Box<[Slot]>,
+    /// Which vCPU ran last on each physical CPU; changes when vCPUs take turns.
+    last_on: [AtomicUsize; MAX_PCPUS],
     tlb: PhantomData<fn() -> T>,
 }
 
@@ -201,6 +200,7 @@ impl<T: NestedTlb> GuestTlb<T> {
             vmid_since: AtomicU64::new(0),
             log: Mutex::new(FlushLog { ranges: [None; LOG], newest: 0 }),
             slots: (0..vcpus).map(slot).collect(),
+            last_on: core::array::from_fn(|_| AtomicUsize::new(usize::MAX)),
             tlb: PhantomData,
         }
     }
@@ -213,6 +213,19 @@ impl<T: NestedTlb> GuestTlb<T> {
     /// such vCPU.
     pub(crate) fn entrant(&self, vcpu: usize, pcpu: usize) -> Option<Entrant<'_, T>> {
         Some(Entrant { tlb: self, slot: self.slots.get(vcpu)?, pcpu })
+    }
+
+    /// Notes that the vCPU runs on physical CPU `pcpu` from now on; true when another of the VM's
+    /// ran there since it did, whose translations by the guest's own tables may be cached there
+    /// under the same tag.
+    pub(crate) fn takes_over(&self, vcpu: usize, pcpu: usize) -> bool {
+        let Some(last) = self.last_on.get(pcpu) else { return true };
+        // Only this CPU writes: no read-modify-write needed.
+        let other = last.load(Ordering::Relaxed) != vcpu;
+        if other {
+            last.store(vcpu, Ordering::Relaxed);
+        }
+        other
     }
 
     /// The physical CPU in which the vCPU is in the guest or about to be.

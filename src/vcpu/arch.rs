@@ -7,7 +7,7 @@ use axerrno::AxResult;
 
 use super::{
     Hardware, VcpuSpec,
-    exit::{Completion, DecodedAccess, VcpuExit},
+    exit::{Completion, DecodedAccess, GuestFence, VcpuExit},
 };
 use crate::{
     irq::{IrqHw, Priority},
@@ -155,6 +155,22 @@ pub trait AxArchVCpu: Sized + Send + 'static {
     /// guest at the next entry, and [`has_wakeup`](Self::has_wakeup) says so.
     fn next_deadline(&mut self) -> Option<u64> {
         None
+    }
+
+    /// When the host's timer must interrupt the guest, in nanoseconds of
+    /// [`AxVMHal::current_time_nanos`](crate::AxVMHal::current_time_nanos): asked before each
+    /// entry. A backend whose timer the hardware delivers to the guest says never.
+    #[inline]
+    fn interrupt_at(&mut self) -> Option<u64> {
+        self.next_deadline()
+    }
+
+    /// Makes this CPU forget what it cached for the guest. Called while bound, after `set_vmid`,
+    /// on a guest's request to fence other vCPUs, and with `Translations` when another vCPU of
+    /// the VM ran on this CPU since this one did: where entries are tagged by VMID alone, the two
+    /// share them.
+    fn fence(&mut self, fence: GuestFence) {
+        let _ = fence;
     }
 
     /// Whether something of the vCPU's own, a timer that is due or a line that is up, would wake

@@ -13,6 +13,12 @@ impl Attention {
     pub(crate) const IRQ: u32 = 1 << 0;
     /// The VM's state changed: the vCPU must leave if it is not running any more.
     pub(crate) const LIFECYCLE: u32 = 1 << 1;
+    /// The guest's fetched instructions are to be forgotten.
+    pub(crate) const FENCE_INSTRUCTIONS: u32 = 1 << 2;
+    /// Translations by the guest's own page tables are to be forgotten.
+    pub(crate) const FENCE_TRANSLATIONS: u32 = 1 << 3;
+    /// Both.
+    pub(crate) const FENCES: u32 = Self::FENCE_INSTRUCTIONS | Self::FENCE_TRANSLATIONS;
     /// The owner found nothing to do, and the host was told so.
     const SLEEPING: u32 = 1 << 31;
 
@@ -25,6 +31,17 @@ impl Attention {
     pub(crate) fn raise(&self, reasons: u32) -> bool {
         let old = self.0.fetch_or(reasons, Ordering::AcqRel);
         old & Self::SLEEPING != 0 && self.wake()
+    }
+
+    /// As [`raise`](Self::raise), but lets a vCPU that is asleep sleep: it sees the reasons before
+    /// its next entry.
+    pub(crate) fn raise_quietly(&self, reasons: u32) {
+        self.0.fetch_or(reasons, Ordering::AcqRel);
+    }
+
+    /// Whether one of these reasons is waiting.
+    pub(crate) fn waits(&self, reasons: u32) -> bool {
+        self.0.load(Ordering::Acquire) & reasons != 0
     }
 
     /// Ends the sleep; true when there was one.
@@ -42,7 +59,7 @@ impl Attention {
     /// Whether a reason is waiting.
     #[inline]
     pub(crate) fn is_raised(&self) -> bool {
-        self.0.load(Ordering::Acquire) & !Self::SLEEPING != 0
+        self.waits(!Self::SLEEPING)
     }
 
     /// The owner goes to sleep, unless there is a reason not to. After `true`, the first

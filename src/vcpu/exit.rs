@@ -184,13 +184,35 @@ pub enum VcpuExit {
     },
     /// The guest switches this vCPU off.
     CpuDown,
-    /// The guest sends an inter-processor interrupt. Answer: `Written`.
+    /// The guest asks whether a vCPU is switched on. Answer: [`Completion::CpuStatus`].
+    CpuStatus {
+        /// The guest's name for it.
+        target_cpu: u64,
+    },
+    /// The guest suspends this vCPU until an interrupt. It goes on behind the call, which is
+    /// already answered, or, where it loses its state, at `resume` as if started there; then the
+    /// answer, if that is no place to begin, is [`Completion::CpuUp`].
+    CpuSuspend {
+        /// Entry point and argument.
+        resume: Option<(GuestPhysAddr, u64)>,
+    },
+    /// The guest sends an inter-processor interrupt. Answer: `Written` or `NoSuchCpu`.
     SendIpi {
         /// The vCPUs, by index.
         targets: IpiTargets,
         /// The vector.
         vector: u64,
     },
+    /// The guest wants other vCPUs to forget what they cached; the call returns when they have.
+    /// Answer: `Written` or `NoSuchCpu`.
+    RemoteFence {
+        /// The vCPUs.
+        targets: IpiTargets,
+        /// What they forget.
+        fence: GuestFence,
+    },
+    /// The guest uses the firmware's console. Answer: [`Completion::Console`].
+    Console(ConsoleCall),
     /// The guest powers the machine off.
     SystemDown,
     /// The guest resets the machine.
@@ -200,8 +222,54 @@ pub enum VcpuExit {
         /// The hardware's code.
         reason: u64,
     },
-    /// The backend served the exit itself, or was told to leave; there is nothing to answer.
+    /// The backend served the exit itself; there is nothing to answer.
+    Served(Service),
+    /// The backend was told to leave; there is nothing to answer.
     Nothing,
+}
+
+/// What a backend served itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// A call to the firmware that concerns the vCPU alone: its timer, versions, errors.
+    Firmware,
+    /// An exception that is the guest's own, or an instruction that it may not use.
+    Exception,
+    /// The first use of floating-point registers since the vCPU was bound.
+    FloatingPoint,
+}
+
+/// What a vCPU is to forget on behalf of its guest, where the guest cannot make others forget by
+/// instructions of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestFence {
+    /// Fetched instructions (RISC-V `fence.i`).
+    Instructions,
+    /// Translations by the guest's own page tables (RISC-V `sfence.vma`).
+    Translations,
+}
+
+/// A call to the firmware's console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsoleCall {
+    /// Prints bytes of guest memory.
+    Write {
+        /// Where they are.
+        gpa: GuestPhysAddr,
+        /// How many.
+        len: u64,
+    },
+    /// Prints a byte.
+    WriteByte(u8),
+    /// Reads into guest memory what was typed, without waiting.
+    Read {
+        /// Where it goes.
+        gpa: GuestPhysAddr,
+        /// How much there is room for.
+        len: u64,
+    },
+    /// Reads one byte, without waiting.
+    ReadByte,
 }
 
 /// Whom an inter-processor interrupt is for.
@@ -240,6 +308,26 @@ pub enum Completion {
     Return(u64),
     /// The outcome of [`VcpuExit::CpuUp`], to be told in the firmware interface's own codes.
     CpuUp(Result<(), CpuUpError>),
+    /// What [`VcpuExit::CpuStatus`] asked for; none when no vCPU has that name.
+    CpuStatus(Option<CpuPower>),
+    /// One of the vCPUs that the guest named does not exist; none of them got anything.
+    NoSuchCpu,
+    /// The number of bytes that [`VcpuExit::Console`] wrote or read, for `ReadByte` the byte; none
+    /// when the memory is not there, or there is no byte.
+    Console(Option<u64>),
+}
+
+/// Whether a vCPU is switched on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CpuPower {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
+    /// It was started and has not run yet.
+    OnPending,
+    /// It waits for an interrupt, by a call of the firmware's.
+    Suspended,
 }
 
 /// The kinds of exception that the VM may ask for; the backend knows the architecture's form.

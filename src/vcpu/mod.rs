@@ -22,8 +22,9 @@ pub(crate) use pending::Awaited;
 pub use arch::{AxArchPerCpu, AxArchVCpu};
 pub use cell::{AxVCpu, AxVCpuRef, VCpuState};
 pub use exit::{
-    Access, AccessOp, AccessWidth, AxVCpuExitReason, Completion, CpuUpError, DecodedAccess,
-    GuestFault, IpiTargets, LoadTarget, MemFault, Port, SysRegAddr, VcpuExit,
+    Access, AccessOp, AccessWidth, AxVCpuExitReason, Completion, ConsoleCall, CpuPower, CpuUpError,
+    DecodedAccess, GuestFault, GuestFence, IpiTargets, LoadTarget, MemFault, Port, Service,
+    SysRegAddr, VcpuExit,
 };
 pub use mask::{CpuMask, MAX_VCPUS};
 pub use percpu::{AxVMPerCpu, Hardware, MAX_PCPUS};

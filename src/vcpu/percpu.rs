@@ -26,7 +26,7 @@ pub struct Hardware {
 }
 
 impl Hardware {
-    /// No CPU is enabled; VMIDs have `vmid_bits` bits, 1 to 16.
+    /// No CPU is enabled; VMIDs have `vmid_bits` bits, at most 16.
     pub const fn new(vmid_bits: u32) -> Self {
         Self {
             pcpus: [const {

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::CpuUpError;
+use super::{CpuPower, CpuUpError};
 use crate::{
     mm::GuestPhysAddr,
     sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
@@ -14,6 +14,8 @@ const STARTING: u8 = 1;
 /// Started, not yet run.
 const PENDING: u8 = 2;
 const ON: u8 = 3;
+/// On, and waiting by a call of the firmware's.
+const SUSPENDED: u8 = 4;
 
 /// One vCPU's power state.
 pub(crate) struct Power {
@@ -40,7 +42,7 @@ impl Power {
                 self.state.store(PENDING, Ordering::Release);
                 Ok(())
             }
-            Err(ON) => Err(CpuUpError::AlreadyOn),
+            Err(ON | SUSPENDED) => Err(CpuUpError::AlreadyOn),
             Err(_) => Err(CpuUpError::OnPending),
         }
     }
@@ -53,7 +55,30 @@ impl Power {
 
     /// Whether it may run.
     pub(crate) fn is_on(&self) -> bool {
-        matches!(self.state.load(Ordering::Acquire), PENDING | ON)
+        matches!(self.state.load(Ordering::Acquire), PENDING | ON | SUSPENDED)
+    }
+
+    /// What the guest is told.
+    pub(crate) fn status(&self) -> CpuPower {
+        match self.state.load(Ordering::Acquire) {
+            OFF => CpuPower::Off,
+            ON => CpuPower::On,
+            SUSPENDED => CpuPower::Suspended,
+            _ => CpuPower::OnPending,
+        }
+    }
+
+    /// The owner suspends it.
+    pub(crate) fn suspend(&self) {
+        self.state.store(SUSPENDED, Ordering::Release);
+    }
+
+    /// The owner goes on, if it was suspended.
+    #[inline]
+    pub(crate) fn resume(&self) {
+        if self.state.load(Ordering::Relaxed) == SUSPENDED {
+            self.set(true);
+        }
     }
 
     /// The owner ran it, or switched it off, or resets it.
@@ -78,5 +103,20 @@ mod tests {
         assert_eq!(power.start(0x2000.into(), 8), Err(CpuUpError::AlreadyOn));
         power.set(false);
         assert_eq!(power.start(0x2000.into(), 8), Ok(()));
+    }
+
+    #[test]
+    fn a_suspended_vcpu_is_on_and_goes_on() {
+        let power = Power::new(true);
+        power.resume();
+        assert_eq!(power.status(), CpuPower::On);
+        power.suspend();
+        assert_eq!((power.status(), power.is_on()), (CpuPower::Suspended, true));
+        assert_eq!(power.start(0x1000.into(), 7), Err(CpuUpError::AlreadyOn));
+        power.resume();
+        assert_eq!(power.status(), CpuPower::On);
+        power.set(false);
+        power.resume();
+        assert_eq!(power.status(), CpuPower::Off);
     }
 }

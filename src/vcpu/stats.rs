@@ -2,13 +2,13 @@
 
 #![forbid(unsafe_code)]
 
-use super::VcpuExit;
+use super::{Service, VcpuExit};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Why guests exit, for counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(usize)]
-#[expect(missing_docs, reason = "the names are those of `VcpuExit`'s kinds")]
+#[expect(missing_docs, reason = "the names are those of `VcpuExit`'s and `Service`'s kinds")]
 pub enum ExitKind {
     MemFault,
     Port,
@@ -18,16 +18,23 @@ pub enum ExitKind {
     Halt,
     CpuUp,
     CpuDown,
+    CpuStatus,
+    CpuSuspend,
     SendIpi,
+    RemoteFence,
+    Console,
     SystemDown,
     SystemReset,
     FailEntry,
+    Firmware,
+    Exception,
+    FloatingPoint,
     Nothing,
 }
 
 impl ExitKind {
     /// All kinds.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 20] = [
         Self::MemFault,
         Self::Port,
         Self::SysReg,
@@ -36,10 +43,17 @@ impl ExitKind {
         Self::Halt,
         Self::CpuUp,
         Self::CpuDown,
+        Self::CpuStatus,
+        Self::CpuSuspend,
         Self::SendIpi,
+        Self::RemoteFence,
+        Self::Console,
         Self::SystemDown,
         Self::SystemReset,
         Self::FailEntry,
+        Self::Firmware,
+        Self::Exception,
+        Self::FloatingPoint,
         Self::Nothing,
     ];
 }
@@ -56,10 +70,17 @@ impl From<&VcpuExit> for ExitKind {
             VcpuExit::Halt => Self::Halt,
             VcpuExit::CpuUp { .. } => Self::CpuUp,
             VcpuExit::CpuDown => Self::CpuDown,
+            VcpuExit::CpuStatus { .. } => Self::CpuStatus,
+            VcpuExit::CpuSuspend { .. } => Self::CpuSuspend,
             VcpuExit::SendIpi { .. } => Self::SendIpi,
+            VcpuExit::RemoteFence { .. } => Self::RemoteFence,
+            VcpuExit::Console(_) => Self::Console,
             VcpuExit::SystemDown => Self::SystemDown,
             VcpuExit::SystemReset => Self::SystemReset,
             VcpuExit::FailEntry { .. } => Self::FailEntry,
+            VcpuExit::Served(Service::Firmware) => Self::Firmware,
+            VcpuExit::Served(Service::Exception) => Self::Exception,
+            VcpuExit::Served(Service::FloatingPoint) => Self::FloatingPoint,
             VcpuExit::Nothing => Self::Nothing,
         }
     }

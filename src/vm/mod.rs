@@ -1,11 +1,14 @@
 //! Virtual machines: what [`AxVM`] is made of, how it is created, and what a host asks of it.
 //!
 //! `lifecycle` holds the states, `control` boots, ends and resets, `run` is the exit loop, `serve`
-//! what it does for the guest, `memory` is access to guest memory.
+//! what it does for the guest (`cpus` what concerns other vCPUs, `console` the firmware's console),
+//! `memory` is access to guest memory.
 
 #![forbid(unsafe_code)]
 
+mod console;
 mod control;
+mod cpus;
 mod lifecycle;
 #[cfg(all(test, loom))]
 mod loom_tests;
@@ -27,7 +30,7 @@ use self::lifecycle::Lifecycle;
 use crate::{
     arch::NativeVCpu,
     config::{AxVMConfig, VmMemMappingType, pass_through_ranges},
-    device::{AxVmDevices, BaseDeviceOps, Dummy, EmuDeviceType},
+    device::{AxVmDevices, BaseDeviceOps, CharBackend, Dummy, EmuDeviceType},
     hal::AxVMHal,
     irq::{DirectIrq, InterruptController, IrqInput, MAX_IRQS, VcpuNotifier},
     mm::{
@@ -63,6 +66,8 @@ pub struct AxVM<H: AxVMHal, A: AxArchVCpu = NativeVCpu<H>> {
     /// The memory of the configuration, for `reset`.
     plan: Vec<(GpaRange, MappingFlags, Source)>,
     loader: Mutex<Option<Loader<H, A>>>,
+    /// What the guest prints by calls to its firmware goes here.
+    console: spin::Once<Arc<dyn CharBackend>>,
 }
 
 /// What runs: the vCPUs and their memory.
@@ -143,6 +148,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             irq,
             plan,
             loader: Mutex::new(None),
+            console: spin::Once::new(),
         }))
     }
 

@@ -10,7 +10,7 @@ use crate::{
     irq::EntryState,
     mm::tlb::Entrant,
     sync::atomic::{Ordering, fence},
-    vcpu::{Attention, AxArchVCpu, AxVCpu, AxVCpuExitReason, BoundVCpu, VcpuExit},
+    vcpu::{Attention, AxArchVCpu, AxVCpu, AxVCpuExitReason, BoundVCpu, GuestFence, VcpuExit},
 };
 
 impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
@@ -80,10 +80,28 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         // The controller is asked at the first entry: what it had in the hardware, it must read
         // back, and what is still pending, nobody tells again.
         let irq = EntryState { in_hardware: false, more: true };
-        let mut entry = Entry { vmid: None, timer: None, irq };
-        let tlb = self.core.space.tlb.entrant(vcpu.id(), pcpu).ok_or(AxError::InvalidInput)?;
+        let tlb = &self.core.space.tlb;
+        let fences =
+            if tlb.takes_over(vcpu.id(), pcpu) { Attention::FENCE_TRANSLATIONS } else { 0 };
+        let mut entry = Entry { vmid: None, timer: None, irq, fences };
+        let tlb = tlb.entrant(vcpu.id(), pcpu).ok_or(AxError::InvalidInput)?;
+        let result = self.run_entrant(vcpu, bound, &tlb, &mut entry);
+        if entry.fences != 0 {
+            // It did not come to an entry after all.
+            vcpu.attention.raise_quietly(entry.fences);
+        }
+        result
+    }
+
+    fn run_entrant(
+        &self,
+        vcpu: &AxVCpu<A>,
+        bound: &mut BoundVCpu<'_, A>,
+        tlb: &Entrant<'_, A::Tlb>,
+        entry: &mut Entry,
+    ) -> AxResult<AxVCpuExitReason> {
         loop {
-            let Some(exit) = self.enter(vcpu, bound, &tlb, &mut entry)? else {
+            let Some(exit) = self.enter(vcpu, bound, tlb, entry)? else {
                 return Ok(AxVCpuExitReason::SystemDown);
             };
             // Devices here and everything else apart, so that what these need fits in registers.
@@ -102,6 +120,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
 
     /// A vCPU that was started begins where it was told to.
     fn power_on(&self, vcpu: &AxVCpu<A>, bound: &mut BoundVCpu<'_, A>) -> AxResult {
+        vcpu.power.resume();
         if let Some((entry, arg)) = vcpu.power.pending() {
             match bound.arch().power_on(entry, arg) {
                 Ok(()) => vcpu.power.set(true),
@@ -130,7 +149,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         tlb: &Entrant<'_, A::Tlb>,
         entry: &mut Entry,
     ) -> AxResult<Option<VcpuExit>> {
-        if let Some(deadline) = bound.arch().next_deadline()
+        if let Some(deadline) = bound.arch().interrupt_at()
             && entry.timer != Some(deadline)
         {
             H::set_timer(deadline);
@@ -139,6 +158,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         let _inside = Inside { leave: || tlb.leave() };
         loop {
             let attention = vcpu.attention.take();
+            entry.fences |= attention & Attention::FENCES;
             if attention & Attention::LIFECYCLE != 0 && self.status() != VMStatus::Running {
                 return Ok(None);
             }
@@ -160,12 +180,16 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             bound.arch().set_vmid(vmid);
             entry.vmid = Some(vmid);
         }
+        if entry.fences != 0 {
+            fence_guest(bound, core::mem::take(&mut entry.fences));
+        }
         let exit = bound.run();
         if entry.irq.in_hardware {
             self.irq.after_exit(vcpu.id(), bound.arch().irq_hw());
         }
         let exit = exit?;
         vcpu.stats.count_exit(&exit);
+        H::trace_exit(self.id(), vcpu.id(), &exit);
         Ok(Some(exit))
     }
 }
@@ -177,6 +201,18 @@ struct Entry {
     timer: Option<u64>,
     /// What the interrupt controller asked for.
     irq: EntryState,
+    /// What is to be forgotten before the guest runs: some of [`Attention::FENCES`].
+    fences: u32,
+}
+
+#[cold]
+fn fence_guest<A: AxArchVCpu>(bound: &mut BoundVCpu<'_, A>, fences: u32) {
+    if fences & Attention::FENCE_INSTRUCTIONS != 0 {
+        bound.arch().fence(GuestFence::Instructions);
+    }
+    if fences & Attention::FENCE_TRANSLATIONS != 0 {
+        bound.arch().fence(GuestFence::Translations);
+    }
 }
 
 /// Calls `leave` at the end of its scope, whichever way that is left.

@@ -9,16 +9,15 @@ use crate::{
     config::UnclaimedPolicy,
     device::{Bus, DeviceAddrRange},
     hal::AxVMHal,
-    mm::{FaultOutcome, GpaRange, GuestPhysAddr, MappingFlags},
+    mm::{FaultOutcome, GpaRange, GuestPhysAddr},
     vcpu::{
-        Access, AccessOp, AccessWidth, Awaited, AxArchVCpu, AxVCpu, AxVCpuExitReason, AxVCpuRef,
-        BoundVCpu, Completion, CpuMask, CpuUpError, DecodedAccess, GuestFault, IpiTargets,
-        MemFault, Port, SysRegAddr, VcpuEvent, VcpuExit,
+        Access, AccessOp, AccessWidth, Awaited, AxArchVCpu, AxVCpu, AxVCpuExitReason, BoundVCpu,
+        Completion, DecodedAccess, GuestFault, MemFault, Port, SysRegAddr, VcpuEvent, VcpuExit,
     },
 };
 
 /// What became of an exit.
-enum Served {
+pub(super) enum Served {
     /// Answer the guest and go on.
     Complete(Completion),
     /// Go on; there is nothing to answer.
@@ -282,7 +281,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         Served::Complete(self.nothing(vcpu, access.map(|access| access.op)))
     }
 
-    fn note_unclaimed(&self, vcpu: &AxVCpu<A>, addr: usize) {
+    pub(super) fn note_unclaimed(&self, vcpu: &AxVCpu<A>, addr: usize) {
         let before = vcpu.stats.count(VcpuEvent::Unclaimed);
         if log_worthy(before) {
             let (vm, vcpu) = (self.id(), vcpu.id());
@@ -324,9 +323,27 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
                 vcpu.power.set(false);
                 Served::Host(AxVCpuExitReason::CpuDown)
             }
-            VcpuExit::SendIpi { targets, vector } => {
-                self.send_ipi(vcpu, targets, vector);
-                Served::Complete(Completion::Written)
+            VcpuExit::CpuStatus { target_cpu } => {
+                let status = self.cpu_named(target_cpu).map(|target| target.power.status());
+                Served::Complete(Completion::CpuStatus(status))
+            }
+            VcpuExit::CpuSuspend { resume } => self.suspend(vcpu, bound, resume)?,
+            VcpuExit::SendIpi { targets, vector } => match self.ipi_targets(vcpu, targets) {
+                Some(targets) => {
+                    self.send_ipi(vcpu, targets, vector);
+                    Served::Complete(Completion::Written)
+                }
+                None => Served::Complete(Completion::NoSuchCpu),
+            },
+            VcpuExit::RemoteFence { targets, fence } => match self.ipi_targets(vcpu, targets) {
+                Some(targets) => {
+                    self.remote_fence(vcpu, bound, targets, fence);
+                    Served::Complete(Completion::Written)
+                }
+                None => Served::Complete(Completion::NoSuchCpu),
+            },
+            VcpuExit::Console(call) => {
+                Served::Complete(Completion::Console(self.console_call(call)?))
             }
             VcpuExit::SystemDown => {
                 // The host may have been faster; the guest's wish is met either way.
@@ -341,64 +358,12 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
                 self.fail(vcpu.id(), reason);
                 Served::Host(AxVCpuExitReason::FailEntry { hardware_entry_failure_reason: reason })
             }
-            VcpuExit::Nothing => Served::Continue,
+            VcpuExit::Served(_) | VcpuExit::Nothing => Served::Continue,
             // `serve` has dealt with these.
             VcpuExit::MemFault(_) | VcpuExit::Port { .. } | VcpuExit::SysReg { .. } => {
                 return Err(AxError::BadState);
             }
         })
-    }
-
-    fn halt(&self, vcpu: &AxVCpu<A>, bound: &mut BoundVCpu<'_, A>) -> Served {
-        let awake =
-            self.irq.pending(vcpu.id()) || bound.arch().has_wakeup() || !vcpu.attention.try_sleep();
-        if awake { Served::Continue } else { Served::Host(AxVCpuExitReason::Halt) }
-    }
-
-    fn cpu_up(
-        &self,
-        bound: &mut BoundVCpu<'_, A>,
-        target_cpu: u64,
-        entry_point: GuestPhysAddr,
-        arg: u64,
-    ) -> AxResult<Served> {
-        let by_name = |vcpu: &&AxVCpuRef<A>| vcpu.spec().guest_cpu_id == target_cpu;
-        let started = match self.core.vcpus.iter().find(by_name) {
-            None => Err(CpuUpError::InvalidTarget),
-            Some(_) if !self.core.space.allows(entry_point, MappingFlags::EXECUTE) => {
-                Err(CpuUpError::InvalidAddress)
-            }
-            Some(target) => target.power.start(entry_point, arg).map(|()| target),
-        };
-        let answer = Completion::CpuUp(started.map(drop));
-        let Ok(target) = started else { return Ok(Served::Complete(answer)) };
-        // The answer may be refused: nobody was started then.
-        bound.complete(answer).inspect_err(|_| target.power.set(false))?;
-        let target_cpu = target.id() as u64;
-        Ok(Served::Host(AxVCpuExitReason::CpuUp { target_cpu, entry_point, arg }))
-    }
-
-    fn send_ipi(&self, vcpu: &AxVCpu<A>, targets: IpiTargets, vector: u64) {
-        let (all, own) = (CpuMask::first(self.vcpu_num()), CpuMask::one(vcpu.id()));
-        let targets = match targets {
-            IpiTargets::Set(set) => set,
-            IpiTargets::Named { base, mask } => (0..self.vcpu_num())
-                .filter(|&id| {
-                    let bit = self.config.guest_cpu_id(id).checked_sub(base);
-                    bit.is_some_and(|bit| bit < 64 && mask >> bit & 1 != 0)
-                })
-                .collect(),
-            IpiTargets::AllButSelf => all.minus(own),
-            IpiTargets::All => all,
-            IpiTargets::Itself => own,
-        };
-        for target in targets.iter() {
-            // The guest chose vector and targets: what does not exist gets nothing.
-            let sent = usize::try_from(vector).map_err(|_| AxError::InvalidInput);
-            if sent.and_then(|vector| self.irq.inject(target, vector)).is_err() {
-                self.note_unclaimed(vcpu, vector as usize);
-            }
-        }
     }
 }
 

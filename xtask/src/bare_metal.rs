@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::command::{answer, cargo, command, find, line, run, run_quietly};
+use crate::command::{answer, cargo, command, find, line, root, run, run_quietly};
 use crate::setup;
 
 /// The bare-metal targets that the crate is built for.
@@ -14,6 +14,8 @@ pub(crate) const TARGETS: [&str; 3] =
     ["x86_64-unknown-none", "aarch64-unknown-none-softfloat", "riscv64gc-unknown-none-elf"];
 
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+/// Where Debian's compiler builds: it and rustup's must not share a folder.
+const OWN_FOLDER: &str = "target/bare-metal";
 /// The `rust-version` in Cargo.toml, after "1.".
 const OLDEST_MINOR: u32 = 95;
 
@@ -51,7 +53,7 @@ pub(crate) fn release(subcommand: &str, target: &str) -> Command {
     }
     let linker = format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"));
     command
-        .args(["--target-dir", "target/bare-metal"])
+        .args(["--target-dir", OWN_FOLDER])
         .args(["-Zbuild-std=core,alloc,compiler_builtins"])
         .args(["-Zbuild-std-features=compiler-builtins-mem"])
         .env("RUSTC", DEBIAN_RUSTC)
@@ -68,6 +70,17 @@ pub(crate) fn build_library(target: &str) -> Result<()> {
         run_quietly(build.args(["--package", "axvm", "--lib", features]))?;
     }
     Ok(())
+}
+
+/// Builds a program of the workspace for one target, and returns its file.
+pub(crate) fn build_program(target: &str, package: &str, program: &str) -> Result<PathBuf> {
+    toolchains()?;
+    let mut build = release("build", target);
+    build.args(["--package", package, "--bin", program]);
+    println!("{}", line(&build));
+    run(&mut build)?;
+    let folder = if has_target(target) { "target" } else { OWN_FOLDER };
+    Ok(root().join(folder).join(target).join("release").join(program))
 }
 
 /// Whether rustup has the target's core library.

@@ -1,15 +1,23 @@
-//! axvm's host tool: `cargo xtask setup | test | bench`.
+//! axvm's host tool: `cargo xtask setup | run | test | bench`.
 
+mod arch;
 mod bare_metal;
 mod bench;
+mod boot;
 mod command;
+mod emulator;
 mod fuzz;
+mod guest;
+mod run;
 mod setup;
+mod size;
 mod test;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Result;
+use arch::Arch;
 use clap::{Parser, Subcommand};
 
 /// Builds, tests and measures axvm.
@@ -24,6 +32,8 @@ struct Cli {
 enum Command {
     /// Install what the other commands need (each does its part by itself).
     Setup,
+    /// Boot a guest in a VM, in an emulator.
+    Run(run::Options),
     /// Run every check, the one that CI runs.
     Test(test::Options),
     /// Measure.
@@ -39,19 +49,32 @@ enum Bench {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Count what a guest's exits cost, in an emulator whose clock counts instructions.
+    Exits {
+        /// The architecture.
+        #[arg(long, default_value = "riscv64", value_parser = Arch::parse)]
+        arch: &'static Arch,
+        /// Write a list of {op, value, unit, limit, peers} here, one object a row.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let done = match Cli::parse().command {
+        Command::Run(options) => return status(run::run(&options)),
         Command::Setup => setup::everything(),
         Command::Test(options) => test::run(&options),
         Command::Bench(Bench::Host { json }) => bench::host(json.as_deref()),
+        Command::Bench(Bench::Exits { arch, json }) => bench::exits(arch, json.as_deref()),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    status(done.map(|()| ExitCode::SUCCESS))
+}
+
+/// Shows what went wrong.
+fn status(result: Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

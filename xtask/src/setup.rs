@@ -5,16 +5,21 @@ use std::sync::Once;
 
 use anyhow::{Result, bail};
 
-use crate::bare_metal;
 use crate::command::{answer, cargo, command, find, line, run, succeeds};
+use crate::guest::debian;
+use crate::{arch, bare_metal};
 
 /// How to get the nightly toolchain, which only fuzzing uses.
 pub(crate) const INSTALL_NIGHTLY: &str = "rustup toolchain install nightly --profile minimal";
 
-/// Sees to everything that `test` and `bench` need.
+/// Sees to everything that the other commands need.
 pub(crate) fn everything() -> Result<()> {
     valgrind()?;
     bare_metal::toolchains()?;
+    for arch in &arch::ALL {
+        arch.set_up()?;
+        debian::packages(arch)?;
+    }
     if !fuzzing()? {
         println!("fuzzing is left out: no nightly toolchain; to have it: {INSTALL_NIGHTLY}");
     }
@@ -49,9 +54,27 @@ pub(crate) fn fuzzing() -> Result<bool> {
 
 /// Installs Debian packages, or says how to.
 pub(crate) fn apt(why: &str, packages: &[&str]) -> Result<()> {
-    static UPDATE: Once = Once::new();
+    apt_may(why, packages)?;
+    println!("{why}: installing {}", packages.join(" "));
+    update()?;
     let mut install = apt_get(&["install", "-y", "--no-install-recommends"]);
-    install.args(packages);
+    run(install.args(packages))
+}
+
+/// Installs the first of these Debian packages that the machine's release has (programs move
+/// from one to another), or says how to.
+pub(crate) fn apt_first_of(why: &str, packages: &[&str]) -> Result<()> {
+    apt_may(why, &[&packages.join(" or ")])?;
+    update()?;
+    let known = |name: &&&str| succeeds(&mut command("apt-cache", &["show", name]));
+    match packages.iter().find(known) {
+        Some(package) => apt(why, &[package]),
+        None => bail!("{why}, and no package here is called {}", packages.join(" or ")),
+    }
+}
+
+/// Complains unless packages can be installed here.
+fn apt_may(why: &str, packages: &[&str]) -> Result<()> {
     let packages = packages.join(" ");
     if !Path::new("/etc/debian_version").exists() || find("apt-get").is_none() {
         bail!("{why}, and it is missing here; install what Debian calls: {packages}");
@@ -59,11 +82,15 @@ pub(crate) fn apt(why: &str, packages: &[&str]) -> Result<()> {
     if answer(&mut command("id", &["-u"])).as_deref() != Some("0") {
         bail!("{why}, and it is missing here; run: sudo apt-get install {packages}");
     }
-    println!("{why}: installing {packages}");
+    Ok(())
+}
+
+/// Brings the lists of packages up to date, once.
+fn update() -> Result<()> {
+    static UPDATE: Once = Once::new();
     let mut updated = Ok(());
     UPDATE.call_once(|| updated = run(&mut apt_get(&["update", "-q"])));
-    updated?;
-    run(&mut install)
+    updated
 }
 
 fn apt_get(args: &[&str]) -> std::process::Command {

@@ -5,15 +5,19 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use clap::Args;
 
+use crate::arch::{self, Arch};
 use crate::command::{cargo, line, run as stream, run_quietly};
-use crate::{bare_metal, bench, fuzz, setup};
+use crate::{bare_metal, bench, boot, fuzz, setup};
 
 /// What to run.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Leave out what needs an emulator (today, nothing does).
-    #[arg(long)]
+    /// Leave out what needs an emulator.
+    #[arg(long, conflicts_with = "arch")]
     host: bool,
+    /// Only what boots guests of this architecture.
+    #[arg(long, value_parser = Arch::parse)]
+    arch: Option<&'static Arch>,
     /// Run only the steps with this name, or whose name begins so; may be repeated.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -32,6 +36,35 @@ struct Step {
     run: fn(&Options) -> Result<Passed>,
 }
 
+/// A check of either kind.
+enum Any {
+    Host(&'static Step),
+    Boot(boot::Check),
+}
+
+impl Any {
+    fn name(&self) -> &str {
+        match self {
+            Self::Host(step) => step.name,
+            Self::Boot(check) => &check.name,
+        }
+    }
+
+    fn about(&self) -> &str {
+        match self {
+            Self::Host(step) => step.about,
+            Self::Boot(check) => &check.about,
+        }
+    }
+
+    fn run(&self, options: &Options) -> Result<Passed> {
+        match self {
+            Self::Host(step) => (step.run)(options),
+            Self::Boot(check) => check.run().map(|()| Passed::Ok),
+        }
+    }
+}
+
 /// How a check that did not fail ended.
 enum Passed {
     Ok,
@@ -39,7 +72,7 @@ enum Passed {
     Skipped(String),
 }
 
-/// The steps that need no emulator. Those that boot come after them, unless `--host`.
+/// The steps that need no emulator.
 const HOST: &[Step] = &[
     Step { name: "fmt", about: "the code is formatted", run: fmt },
     Step { name: "clippy", about: "no lint warns, without features and with all", run: clippy },
@@ -67,24 +100,21 @@ const HOST: &[Step] = &[
 
 /// Runs the chosen steps, all of them even when one fails.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let chosen = |step: &&Step| {
-        options.only.is_empty() || options.only.iter().any(|name| step.name.starts_with(name))
-    };
-    let steps: Vec<_> = HOST.iter().filter(chosen).collect();
+    let steps = steps(options);
     if steps.is_empty() {
         bail!("no step has such a name; see --list");
     }
     if options.list {
-        steps.iter().for_each(|step| println!("{:20} {}", step.name, step.about));
+        steps.iter().for_each(|step| println!("{:28} {}", step.name(), step.about()));
         return Ok(());
     }
     let start = Instant::now();
     let mut summary = Vec::new();
     let mut failed = 0;
     for step in steps {
-        println!("==> {}: {}", step.name, step.about);
+        println!("==> {}: {}", step.name(), step.about());
         let start = Instant::now();
-        let result = (step.run)(options);
+        let result = step.run(options);
         let seconds = start.elapsed().as_secs_f64();
         let outcome = match result {
             Ok(Passed::Ok) => "ok".to_owned(),
@@ -94,18 +124,31 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 format!("FAILED: {error:#}")
             }
         };
-        println!("<== {} {outcome} ({seconds:.1} s)\n", step.name);
-        summary.push(format!("{:20} {seconds:7.1} s  {outcome}", step.name));
+        println!("<== {} {outcome} ({seconds:.1} s)\n", step.name());
+        summary.push(format!("{:28} {seconds:7.1} s  {outcome}", step.name()));
     }
     println!("{}", summary.join("\n"));
-    println!("{:20} {:7.1} s", "total", start.elapsed().as_secs_f64());
-    if !options.host && options.only.is_empty() {
-        println!("(no step needs an emulator yet: this was `cargo xtask test --host`)");
-    }
+    println!("{:28} {:7.1} s", "total", start.elapsed().as_secs_f64());
     if failed > 0 {
         bail!("{failed} of {} steps failed", summary.len());
     }
     Ok(())
+}
+
+/// The chosen steps: those of the host, then those that boot.
+fn steps(options: &Options) -> Vec<Any> {
+    let host = if options.arch.is_none() { HOST } else { &[] };
+    let arches = match options.arch {
+        _ if options.host => Vec::new(),
+        Some(arch) => vec![arch],
+        None => arch::ALL.iter().collect(),
+    };
+    let steps = host.iter().map(Any::Host);
+    let steps = steps.chain(arches.into_iter().flat_map(boot::checks).map(Any::Boot));
+    let chosen = |step: &Any| {
+        options.only.is_empty() || options.only.iter().any(|name| step.name().starts_with(name))
+    };
+    steps.filter(chosen).collect()
 }
 
 fn fmt(_: &Options) -> Result<Passed> {

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use axerrno::AxResult;
 use axvm::vcpu::{
-    Access, AccessOp, AccessWidth, Completion, CpuUpError, DecodedAccess, LoadTarget, MemFault,
-    VcpuExit,
+    Access, AccessOp, AccessWidth, Completion, CpuPower, CpuUpError, DecodedAccess, LoadTarget,
+    MemFault, VcpuExit,
 };
 
 use crate::{
@@ -176,7 +176,14 @@ impl Core {
             VcpuExit::SysReg { op, .. } => Some(op),
             VcpuExit::Hypercall { .. } => return matches!(done, Completion::Return(_)),
             VcpuExit::CpuUp { .. } => return matches!(done, Completion::CpuUp(_)),
-            VcpuExit::SendIpi { .. } => return done == Completion::Written,
+            VcpuExit::SendIpi { .. } | VcpuExit::RemoteFence { .. } => {
+                return matches!(done, Completion::Written | Completion::NoSuchCpu);
+            }
+            VcpuExit::CpuStatus { .. } => return matches!(done, Completion::CpuStatus(_)),
+            VcpuExit::CpuSuspend { resume: Some(_) } => {
+                return matches!(done, Completion::CpuUp(Err(_)));
+            }
+            VcpuExit::Console(_) => return matches!(done, Completion::Console(_)),
             _ => None,
         };
         matches!(
@@ -215,6 +222,9 @@ impl Core {
             }
             Completion::Return(value) => self.state.regs[0] = value,
             Completion::CpuUp(result) => self.state.regs[0] = cpu_up_code(result),
+            Completion::CpuStatus(status) => self.state.regs[0] = cpu_status_code(status),
+            Completion::NoSuchCpu => self.state.regs[0] = NO_SUCH_CPU,
+            Completion::Console(done) => self.state.regs[0] = done.unwrap_or(u64::MAX),
             Completion::Written => {}
         }
         let mut instr = self.instr.take()?;
@@ -241,6 +251,20 @@ pub fn cpu_up_code(result: Result<(), CpuUpError>) -> u64 {
     }
 }
 
+/// What register 0 holds after a `CpuStatus`.
+pub fn cpu_status_code(status: Option<CpuPower>) -> u64 {
+    match status {
+        Some(CpuPower::On) => 0,
+        Some(CpuPower::Off) => 1,
+        Some(CpuPower::OnPending) => 2,
+        Some(CpuPower::Suspended) => 3,
+        None => NO_SUCH_CPU,
+    }
+}
+
+/// What register 0 holds after a call that named a vCPU that does not exist.
+pub const NO_SUCH_CPU: u64 = 0xbad;
+
 fn fault_at(instr: &Instr) -> Option<VcpuExit> {
     let part = instr.parts.get(instr.next)?;
     let insn = part.decoded.filter(|_| instr.decode == Decode::Known);
@@ -255,6 +279,10 @@ fn wants_answer(exit: VcpuExit) -> bool {
             | VcpuExit::SysReg { .. }
             | VcpuExit::Hypercall { .. }
             | VcpuExit::CpuUp { .. }
+            | VcpuExit::CpuStatus { .. }
+            | VcpuExit::CpuSuspend { resume: Some(_) }
             | VcpuExit::SendIpi { .. }
+            | VcpuExit::RemoteFence { .. }
+            | VcpuExit::Console(_)
     )
 }

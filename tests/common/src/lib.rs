@@ -31,7 +31,7 @@ mod guest_tests;
 
 pub use arena::{ARENA_BASE, Arena, JUNK, POISON};
 pub use device::{TestDevice, Touch};
-pub use execute::cpu_up_code;
+pub use execute::{NO_SUCH_CPU, cpu_status_code, cpu_up_code};
 pub use format::{Ept, GStage, HwNpt, Stage2};
 pub use hal::{Frames, MockHal, enable_pcpus, fail_every_allocation, on_pcpu, pcpu, set_pcpu};
 pub use irq::{ScriptedIrq, ScriptedPerCpu, VECTORS};

@@ -5,7 +5,9 @@ use std::marker::PhantomData;
 use axerrno::{AxErrorKind, AxResult};
 use axvm::{
     mm::{GuestPhysAddr, HostPhysAddr, PageSize, npt::Geometry},
-    vcpu::{AxArchVCpu, Completion, DecodedAccess, GuestFault, Hardware, VcpuExit, VcpuSpec},
+    vcpu::{
+        AxArchVCpu, Completion, DecodedAccess, GuestFault, GuestFence, Hardware, VcpuExit, VcpuSpec,
+    },
 };
 
 use crate::{
@@ -305,6 +307,12 @@ impl<H: MockHal, F: HwNpt, const BROADCAST: bool> AxArchVCpu for ScriptedVCpu<H,
     fn has_wakeup(&mut self) -> bool {
         let due = |deadline| deadline <= Self::machine().time();
         self.core.state.deadline.is_some_and(due) || !self.irq.pending.is_empty()
+    }
+
+    fn fence(&mut self, fence: GuestFence) {
+        self.check_bound("fence");
+        self.contract(self.vmid != 0, "fence without a VMID");
+        self.record(Event::Fence(fence));
     }
 
     fn state(&mut self) -> ScriptedState {

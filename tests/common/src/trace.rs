@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Mutex};
 use axerrno::{AxError, AxResult};
 use axvm::{
     mm::{GuestPhysAddr, HostPhysAddr},
-    vcpu::{Completion, GuestFault, MemFault, VcpuExit},
+    vcpu::{Completion, GuestFault, GuestFence, MemFault, VcpuExit},
 };
 
 use crate::Lock;
@@ -76,6 +76,8 @@ pub enum Event {
     IrqTaken(usize),
     /// An interrupt was offered and refused.
     IrqRefused(usize),
+    /// It forgot something on behalf of its guest.
+    Fence(GuestFence),
     /// It was switched on.
     PowerOn(GuestPhysAddr, u64),
     /// Its state was replaced.

@@ -4,6 +4,7 @@ use axerrno::{AxError, AxResult};
 use axvm::{
     AxVMHal,
     mm::{HostPhysAddr, HostVirtAddr},
+    vcpu::VcpuExit,
 };
 
 use super::{arch, cpu, memory, vms};
@@ -66,5 +67,15 @@ impl AxVMHal for Host {
 
     fn set_timer(deadline: u64) {
         cpu::this().set_guest_deadline(deadline);
+    }
+
+    fn counter_frequency() -> Option<u64> {
+        Some(arch::counter_frequency())
+    }
+
+    fn trace_exit(vm_id: usize, vcpu_id: usize, exit: &VcpuExit) {
+        if let Some(vm) = vms::by_id(vm_id) {
+            vm.trace(vcpu_id, exit);
+        }
     }
 }

@@ -9,6 +9,7 @@ use core::{
 use axerrno::{AxError, AxResult};
 use axvm::{
     AxVCpuExitReason::{self, *},
+    vcpu::VcpuExit,
     vm::{EndReason, VMStatus},
 };
 use spin::{Mutex, Once};
@@ -230,9 +231,6 @@ impl Vm {
     /// Runs a vCPU until only this host can go on, and does what it can.
     pub fn run(&self, vcpu: usize) -> Then {
         let exit = self.machine.vm.run_vcpu(vcpu);
-        if self.options.trace {
-            self.trace(vcpu, &exit);
-        }
         match exit {
             Ok(reason) => self.serve(vcpu, reason),
             // The VM ended while this vCPU was out.
@@ -241,9 +239,11 @@ impl Vm {
         }
     }
 
-    /// A line for an exit that came back to the host. Those that the library serves stay inside.
-    fn trace(&self, vcpu: usize, exit: &AxResult<AxVCpuExitReason>) {
-        say!("trace {}/{vcpu} on CPU {}: {exit:?}", self.name(), cpu::this().index);
+    /// A line for an exit, if they are asked for.
+    pub fn trace(&self, vcpu: usize, exit: &VcpuExit) {
+        if self.options.trace {
+            say!("trace {}/{vcpu} on CPU {}: {exit:x?}", self.name(), cpu::this().index);
+        }
     }
 
     fn serve(&self, vcpu: usize, reason: AxVCpuExitReason) -> Then {
