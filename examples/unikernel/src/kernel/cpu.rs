@@ -1,0 +1,142 @@
+//! The machine's CPUs. They have an index here, from 0 without gaps, in the order of the machine's
+//! description; and an id of the machine's.
+
+use alloc::{boxed::Box, vec::Vec};
+use core::{
+    mem::MaybeUninit,
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
+};
+
+use spin::{Mutex, Once};
+use unikernel::queue::{NEVER, RunQueue};
+
+use crate::kernel::{arch, sched::Task};
+
+/// The size of a CPU's stack in bytes.
+pub const STACK_SIZE: usize = 128 << 10;
+
+static CPUS: Once<Vec<Cpu>> = Once::new();
+
+/// One CPU.
+pub struct Cpu {
+    /// Its index.
+    pub index: usize,
+    /// The machine's name for it: hart id, MPIDR affinity.
+    pub id: usize,
+    /// What it is to run.
+    pub queue: Mutex<RunQueue<Task>>,
+    /// Whether it has begun, and whether it can run guests.
+    is_up: AtomicBool,
+    is_ready: AtomicBool,
+    /// When its timer must interrupt what it runs, in nanoseconds.
+    deadline: AtomicU64,
+    /// What it runs, for the library: VM id and vCPU.
+    current: (AtomicUsize, AtomicUsize),
+}
+
+impl Cpu {
+    fn new(index: usize, id: usize) -> Self {
+        Self {
+            index,
+            id,
+            queue: Mutex::new(RunQueue::new()),
+            is_up: AtomicBool::new(false),
+            is_ready: AtomicBool::new(false),
+            deadline: AtomicU64::new(NEVER),
+            current: (AtomicUsize::new(0), AtomicUsize::new(0)),
+        }
+    }
+
+    /// Says that it has begun, and whether it can run guests.
+    pub fn set_up(&self, ready: bool) {
+        self.is_ready.store(ready, Ordering::Relaxed);
+        self.is_up.store(true, Ordering::Release);
+    }
+
+    /// Whether it can run guests.
+    pub fn is_ready(&self) -> bool {
+        self.is_up.load(Ordering::Acquire) && self.is_ready.load(Ordering::Relaxed)
+    }
+
+    /// Has this CPU's timer come at `deadline`, until it is set again.
+    pub fn set_deadline(&self, deadline: u64) {
+        self.deadline.store(deadline, Ordering::Relaxed);
+        arch::set_timer(deadline);
+    }
+
+    /// Has it come earlier, if need be, for the guest that is about to run.
+    pub fn set_guest_deadline(&self, deadline: u64) {
+        arch::set_timer(deadline.min(self.deadline.load(Ordering::Relaxed)));
+    }
+
+    /// Sets what this CPU runs.
+    pub fn set_current(&self, vm_id: usize, vcpu: usize) {
+        self.current.0.store(vm_id, Ordering::Relaxed);
+        self.current.1.store(vcpu, Ordering::Relaxed);
+    }
+
+    /// What this CPU runs: VM id and vCPU.
+    pub fn current(&self) -> (usize, usize) {
+        (self.current.0.load(Ordering::Relaxed), self.current.1.load(Ordering::Relaxed))
+    }
+}
+
+/// All CPUs, by index.
+pub fn all() -> &'static [Cpu] {
+    CPUS.get().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// This CPU.
+pub fn this() -> &'static Cpu {
+    // SAFETY: null until `init`, or `start_cpu`, set it to an entry of `CPUS`, which stays.
+    unsafe { arch::this_cpu().as_ref() }.expect("the CPUs are known")
+}
+
+/// Makes the table, of which the entry with `this` id is this CPU's.
+pub fn init(ids: impl Iterator<Item = usize>, this: usize) {
+    let numbered = ids.enumerate().take(axvm::vcpu::MAX_PCPUS);
+    let cpus = CPUS.call_once(|| numbered.map(|(index, id)| Cpu::new(index, id)).collect());
+    let this = cpus.iter().find(|cpu| cpu.id == this);
+    arch::set_this_cpu(this.expect("the machine's description has this CPU"));
+}
+
+/// Starts the other CPUs, and waits until each is there. One that the firmware does not start is
+/// not used.
+pub fn start_others() {
+    for cpu in all().iter().filter(|cpu| cpu.index != this().index) {
+        let stack = Box::leak(Box::new_uninit());
+        match arch::start_cpu(cpu, stack) {
+            Ok(()) => wait_for(cpu),
+            Err(code) => log::error!("CPU {} does not start: firmware code {code}", cpu.id),
+        }
+    }
+}
+
+/// How long a CPU may take to begin, in nanoseconds.
+const PATIENCE: u64 = 1_000_000_000;
+
+fn wait_for(cpu: &Cpu) {
+    let limit = arch::now().saturating_add(PATIENCE);
+    while !cpu.is_up.load(Ordering::Acquire) {
+        if arch::now() > limit {
+            log::error!("CPU {} was started and does not begin", cpu.id);
+            return;
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// A CPU's stack. It has no guard page, as there is no page table.
+#[repr(C, align(16))]
+pub struct Stack([u8; STACK_SIZE]);
+
+/// Puts what [`this`] is to return on top of a stack, for the CPU to find; returns where.
+pub fn prepare_stack(stack: &'static mut MaybeUninit<Stack>, cpu: &'static Cpu) -> usize {
+    // SAFETY: 16 bytes below the end is inside.
+    let top = unsafe { stack.as_mut_ptr().cast::<u8>().add(STACK_SIZE - 16) };
+    // SAFETY: nobody else has the stack, and its end is aligned to 16 bytes.
+    unsafe { top.cast::<*const Cpu>().write(cpu) };
+    // Before the firmware tells the other CPU.
+    fence(Ordering::SeqCst);
+    top.expose_provenance()
+}
