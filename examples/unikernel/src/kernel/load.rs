@@ -3,12 +3,14 @@
 use alloc::{format, string::String, sync::Arc, vec::Vec};
 
 use axerrno::AxResult;
+use axvm::{
+    config::toml::VmFile,
+    device::CharBackend,
+    machine::{Images, Machine, new_vm},
+};
 use unikernel::bundle::Bundle;
 
-use super::{
-    hal::Host,
-    room::{CharBackend, Images, Machine, VmFile, new_vm},
-};
+use super::hal::Host;
 
 /// A guest: its configuration and its images.
 pub struct Guest {

@@ -10,7 +10,6 @@ mod cpu;
 mod hal;
 mod load;
 mod memory;
-mod room;
 mod sched;
 mod stats;
 mod uart;
