@@ -236,6 +236,10 @@ impl<H: AxVMHal, P: Hart> AxArchVCpu for RiscvVCpu<H, P> {
         // Nothing of the guest's keeps the host from sleeping.
         self.hart.write(Csr::Hvip, 0);
         self.hart.write(Csr::Vsie, 0);
+        // Nor does the hart walk tables that are about to be freed: both registers count as active
+        // in HS-mode too (§18.2.10, §18.2.18).
+        self.hart.write(Csr::Vsatp, 0);
+        self.hart.write(Csr::Hgatp, 0);
         self.hart.write(Csr::Scounteren, self.host_env[0]);
         self.hart.write(Csr::Senvcfg, self.host_env[1]);
         Ok(())
