@@ -3,11 +3,12 @@
 use alloc::{format, string::String, sync::Arc, vec::Vec};
 
 use axerrno::AxResult;
+use axvm::device::CharBackend;
 use unikernel::bundle::Bundle;
 
 use super::{
     hal::Host,
-    room::{CharBackend, Images, Machine, VmFile, new_vm},
+    room::{Images, Machine, VmFile, new_vm},
 };
 
 /// A guest: its configuration and its images.

@@ -3,7 +3,7 @@
 use alloc::{string::String, sync::Arc};
 
 use axerrno::AxResult;
-use axvm::{AxVM, AxVMConfig, AxVMHal, AxVMRef};
+use axvm::{AxVM, AxVMConfig, AxVMHal, AxVMRef, device::CharBackend};
 
 pub struct Images {
     pub kernel: &'static [u8],
@@ -13,14 +13,11 @@ pub struct Images {
 
 pub struct Machine<H: AxVMHal> {
     pub vm: AxVMRef<H>,
-    console: Arc<dyn CharBackend>,
 }
 
 impl<H: AxVMHal> Machine<H> {
     pub fn notify_input(&self) {
-        let mut buf = [0; 16];
-        let n = self.console.read(&mut buf);
-        self.console.write(&buf[..n]);
+        let _ = self.vm.inject_interrupt_to_vcpu(0, 1);
     }
 }
 
@@ -32,12 +29,8 @@ pub fn new_vm<H: AxVMHal>(
     let vm = AxVM::new(config)?;
     let _ = (images.initrd, images.dtb);
     vm.load_images(move |vm| vm.memory().write(0x8020_0000.into(), images.kernel))?;
-    Ok(Machine { vm, console })
-}
-
-pub trait CharBackend: Send + Sync {
-    fn write(&self, bytes: &[u8]);
-    fn read(&self, buf: &mut [u8]) -> usize;
+    vm.set_firmware_console(console)?;
+    Ok(Machine { vm })
 }
 
 pub struct ImageFiles {
@@ -64,6 +57,10 @@ impl VmFile {
             .with_ram(0x8000_0000, 64 << 20)
             .with_entry(0x8020_0000);
         let kernel_path = next("kernel")?.into();
+        let mut config = config;
+        if let Ok(sets) = next("sets") {
+            config.phys_cpu_sets = Some(sets.split(',').map(|s| s.parse().unwrap()).collect());
+        }
         Ok(Self { config, images: ImageFiles { kernel_path, ramdisk_path: None, dtb_path: None } })
     }
 }
