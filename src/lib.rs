@@ -12,6 +12,7 @@ pub mod device;
 pub mod firmware;
 mod hal;
 pub mod irq;
+pub mod machine;
 pub mod mm;
 mod sync;
 pub mod vcpu;

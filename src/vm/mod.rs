@@ -117,13 +117,14 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// left behind then.
     pub fn new(config: AxVMConfig) -> AxResult<AxVMRef<H, A>> {
         let cpus = config.cpu_num;
-        Self::with_controller(config, |notifier| {
+        Self::assemble(config, &[], |notifier| {
             Ok(Arc::new(DirectIrq::new(cpus, MAX_IRQS, A::IRQ_PRIORITY, notifier)?))
         })
     }
 
-    /// As [`new`](Self::new), with an interrupt controller of the caller's. It is given what to
-    /// call when it made something pending for a vCPU.
+    /// As [`new`](Self::new), with an interrupt controller of the caller's, who also adds its
+    /// registers to the devices. It is given what to call when it made something pending for a
+    /// vCPU.
     ///
     /// # Errors
     /// As [`new`](Self::new), and those of `controller`.
@@ -133,10 +134,22 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             Arc<dyn VcpuNotifier>,
         ) -> AxResult<Arc<dyn InterruptController<A::IrqHw>>>,
     ) -> AxResult<AxVMRef<H, A>> {
+        Self::assemble(config, &[EmuDeviceType::InterruptController], controller)
+    }
+
+    /// As [`with_controller`](Self::with_controller); devices of the kinds in `made_elsewhere` are
+    /// the caller's to make.
+    pub(crate) fn assemble(
+        config: AxVMConfig,
+        made_elsewhere: &[EmuDeviceType],
+        controller: impl FnOnce(
+            Arc<dyn VcpuNotifier>,
+        ) -> AxResult<Arc<dyn InterruptController<A::IrqHw>>>,
+    ) -> AxResult<AxVMRef<H, A>> {
         config.validate().inspect_err(|error| log::error!("VM {}: {error}", config.id))?;
         let plan = memory_plan(&config)?;
         let space = Self::build_space(&config, &plan)?;
-        let devices = Self::build_devices(&config)?;
+        let devices = Self::build_devices(&config, made_elsewhere)?;
         let vcpus = Self::build_vcpus(&config, space.page_table_root())?;
         let core = Arc::new(Core { id: config.id, vcpus, space });
         let irq = controller(Arc::new(Doorbell(Arc::downgrade(&core))))?;
@@ -165,7 +178,10 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         Ok(space)
     }
 
-    fn build_devices(config: &AxVMConfig) -> AxResult<AxVmDevices> {
+    fn build_devices(
+        config: &AxVMConfig,
+        made_elsewhere: &[EmuDeviceType],
+    ) -> AxResult<AxVmDevices> {
         let devices = AxVmDevices::with_relax(H::relax);
         for device in &config.emu_devices {
             let range = GpaRange::new(device.base_gpa.into(), device.length);
@@ -174,6 +190,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
                     devices.add_mmio_dev(Arc::new(Dummy::new(range)))?;
                 }
                 (Ok(EmuDeviceType::IvcChannel), Some(range)) => devices.set_ivc_window(range)?,
+                (Ok(kind), _) if made_elsewhere.contains(&kind) => {}
                 _ => {
                     let (name, kind) = (&device.name, device.emu_type);
                     let what = format_args!("emu_devices: {name}: emu_type = {kind:#x}");

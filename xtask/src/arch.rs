@@ -38,7 +38,11 @@ pub(crate) struct Emulator {
 /// Names in Debian's archive.
 #[derive(Debug)]
 pub(crate) struct Debian {
+    /// The release's code name.
     pub suite: &'static str,
+    /// Another name of it in the archive, while it is that: for when a mirror has not finished
+    /// with the first one.
+    pub alias: Option<&'static str>,
     pub arch: &'static str,
     /// How the name of the kernel's package begins and ends; a version is between.
     pub kernel: (&'static str, &'static str),
@@ -81,6 +85,7 @@ pub(crate) static ALL: [Arch; 1] = [Arch {
     },
     debian: Debian {
         suite: "trixie",
+        alias: Some("stable"),
         arch: "riscv64",
         kernel: ("linux-image-6.12.", "-riscv64"),
         boot_file: "./boot/vmlinux-",

@@ -81,13 +81,17 @@ impl Machine {
         Some(features)
     }
 
-    /// Ticks of `time` in a second; at least 1.
+    /// Ticks of `time` in a second, if the host tells, or they were counted when a hart was
+    /// enabled.
+    pub fn known_frequency<H: AxVMHal>(&self) -> Option<u64> {
+        let counted = self.frequency.load(Ordering::Relaxed);
+        (counted != 0).then_some(counted).or_else(H::counter_frequency)
+    }
+
+    /// Ticks of `time` in a second, once a hart was enabled; at least 1.
     #[inline]
-    pub fn frequency<H: AxVMHal>(&self) -> u64 {
-        match self.frequency.load(Ordering::Relaxed) {
-            0 => H::counter_frequency().unwrap_or(1).max(1),
-            known => known,
-        }
+    pub(super) fn frequency(&self) -> u64 {
+        self.frequency.load(Ordering::Relaxed).max(1)
     }
 
     /// Finds out how fast `time` ticks.

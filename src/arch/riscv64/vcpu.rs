@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     hal::AxVMHal,
-    irq::{IrqHw, Priority},
+    irq::{HartIrqHw, IrqHw, Priority},
     mm::{
         GuestPhysAddr, HostPhysAddr,
         npt::{GStage, Geometry},
@@ -113,7 +113,7 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
     }
 
     pub(super) fn frequency() -> u64 {
-        P::machine().frequency::<H>()
+        P::machine().frequency()
     }
 
     fn answer_access(&mut self, access: PendingAccess, done: Completion) -> AxResult {
@@ -292,7 +292,10 @@ impl<H: AxVMHal, P: Hart> AxArchVCpu for RiscvVCpu<H, P> {
         if entry & 1 != 0 {
             return Err(AxError::InvalidInput);
         }
+        // The external interrupt is a line, which the interrupt controller holds up or down.
+        let line = self.hart.read(Csr::Hvip) & irq::VSEI;
         self.begin(entry, arg);
+        self.csrs.hvip = line;
         self.csrs.write(&mut self.hart);
         self.timer.set::<H>(&mut self.hart, Self::frequency(), u64::MAX);
         Ok(())
@@ -347,6 +350,16 @@ impl<H: AxVMHal, P: Hart> AxArchVCpu for RiscvVCpu<H, P> {
         self.csrs = state.csrs;
         self.csrs.write(&mut self.hart);
         Ok(())
+    }
+}
+
+impl<H, P: Hart> HartIrqHw for RiscvVCpu<H, P> {
+    fn set_external(&mut self, high: bool) {
+        if high {
+            self.hart.set(Csr::Hvip, irq::VSEI);
+        } else {
+            self.hart.clear(Csr::Hvip, irq::VSEI);
+        }
     }
 }
 

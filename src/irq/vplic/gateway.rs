@@ -37,7 +37,7 @@ impl From<Lanes> for u64 {
         let Lanes { level, pending, in_service, edge } = lanes;
         [edge, in_service, pending, level]
             .iter()
-            .fold(0, |word, lane| word << 16 | u64::from(*lane))
+            .fold(0, |word, lane| (word << 16) | u64::from(*lane))
     }
 }
 

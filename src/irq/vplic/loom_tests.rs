@@ -4,13 +4,14 @@ use super::*;
 use crate::{device::BaseDeviceOps, irq::IrqHw, vcpu::AccessWidth};
 use loom::thread;
 
-/// Who was notified and has not looked yet.
+/// Who was notified and has not looked yet. (Only read-modify-writes: loom does not order a store
+/// after the swap that did not see it.)
 #[derive(Default)]
 struct Notes([AtomicBool; 2]);
 
 impl VcpuNotifier for Notes {
     fn notify(&self, vcpu: usize) {
-        self.0[vcpu].store(true, Ordering::Release);
+        self.0[vcpu].swap(true, Ordering::AcqRel);
     }
 }
 

@@ -19,8 +19,8 @@ use crate::{
 pub use gateway::Request;
 pub use state::{HartState, PlicState, SourceState};
 
-/// Bytes of the register window: QEMU `virt`'s, with room for 15,872 contexts and more.
-pub const WINDOW_SIZE: usize = 0x600_0000;
+/// Bytes of the register window: QEMU `virt`'s, with room for 512 harts.
+pub const WINDOW_SIZE: usize = 0x60_0000;
 /// The most interrupt sources.
 pub const MAX_SOURCES: u32 = 1023;
 /// The highest priority, and the highest threshold: three bits, as on QEMU `virt`.
@@ -291,14 +291,14 @@ impl<Hw: HartIrqHw + ?Sized> InterruptController<Hw> for VPlic {
         // Also one that it has: the vCPU's state may have been replaced.
         hw.set_external(level);
         // Mostly there is none; a plain load keeps the line shared.
-        let mut more = false;
-        if hart.software.load(Ordering::Acquire) && hart.software.swap(false, Ordering::AcqRel) {
-            if let Err(error) = hw.inject(SOFTWARE) {
-                hart.software.store(true, Ordering::Release);
-                more = error == AxError::ResourceBusy;
-                if !more {
-                    return Err(error);
-                }
+        let software =
+            hart.software.load(Ordering::Acquire) && hart.software.swap(false, Ordering::AcqRel);
+        let given = if software { hw.inject(SOFTWARE) } else { Ok(()) };
+        let more = given == Err(AxError::ResourceBusy);
+        if let Err(error) = given {
+            hart.software.store(true, Ordering::Release);
+            if !more {
+                return Err(error);
             }
         }
         Ok(EntryState { in_hardware: false, more })

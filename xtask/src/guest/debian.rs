@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::arch::Arch;
+use crate::arch::{Arch, Debian};
 use crate::command::{command, find, line, run_quietly};
 
 /// What to do without Debian.
@@ -59,7 +59,7 @@ fn fetch(arch: &Arch, folder: &Path) -> Result<()> {
     let debian = &arch.debian;
     println!("the guest's kernel and busybox come from Debian {} {}:", debian.suite, debian.arch);
     let apt = Apt::new(arch, &folder.join("apt"))?;
-    apt.update()?;
+    apt.update(debian)?;
     let kernel = newest(&apt.names()?, debian.kernel)
         .with_context(|| format!("Debian {} has no such kernel", debian.suite))?;
     let mut stamp = wanted(arch);
@@ -110,6 +110,8 @@ fn unpack(deb: &Path, member: &str, to: &Path) -> Result<()> {
 /// apt-get with a state of its own.
 struct Apt {
     folder: PathBuf,
+    /// A line of `sources.list` up to the suite.
+    archive: String,
     options: Vec<String>,
 }
 
@@ -125,10 +127,8 @@ impl Apt {
             fs::create_dir_all(folder.join(part))?;
         }
         fs::write(folder.join("status"), "")?;
-        let (name, suite) = (arch.debian.arch, arch.debian.suite);
-        let mirror = mirror()?;
-        let source = format!("deb [arch={name} signed-by={keyring}] {mirror} {suite} main\n");
-        fs::write(folder.join("sources.list"), source)?;
+        let name = arch.debian.arch;
+        let archive = format!("deb [arch={name} signed-by={keyring}] {}", mirror()?);
         let in_folder = |what: &str| folder.join(what).display().to_string();
         let options = [
             format!("Dir::Etc::SourceList={}", in_folder("sources.list")),
@@ -143,7 +143,7 @@ impl Apt {
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
             "APT::Sandbox::User=".to_owned(),
         ];
-        Ok(Self { folder: folder.to_path_buf(), options: options.into() })
+        Ok(Self { folder: folder.to_path_buf(), archive, options: options.into() })
     }
 
     fn command(&self, program: &str) -> Command {
@@ -155,13 +155,26 @@ impl Apt {
         command
     }
 
-    fn update(&self) -> Result<()> {
-        // Without --error-on, apt-get would go on with what it could get.
-        let args = ["-q", "--error-on=any", "update"];
-        if !succeeds_aloud(self.command("apt-get").args(args)) {
-            bail!("apt-get cannot fetch and verify Debian's list of packages; {INSTEAD}");
+    /// Fetches the list of the release's packages, under the first of its names that can be
+    /// verified.
+    fn update(&self, debian: &Debian) -> Result<()> {
+        for suite in [Some(debian.suite), debian.alias].into_iter().flatten() {
+            let source = format!("{} {suite} main\n", self.archive);
+            fs::write(self.folder.join("sources.list"), source)?;
+            // Without --error-on, apt-get would go on with what it could get.
+            let args = ["-q", "--error-on=any", "update"];
+            if succeeds_aloud(self.command("apt-get").args(args)) && self.has(debian.suite)? {
+                return Ok(());
+            }
         }
-        Ok(())
+        bail!("apt-get cannot fetch and verify Debian's list of packages; {INSTEAD}");
+    }
+
+    /// Whether the list that was fetched is of the release with this code name.
+    fn has(&self, codename: &str) -> Result<bool> {
+        let mut ask = self.command("apt-get");
+        let (names, _) = run_quietly(ask.args(["indextargets", "--format", "$(CODENAME)"]))?;
+        Ok(names.lines().all(|name| name == codename) && !names.is_empty())
     }
 
     fn names(&self) -> Result<Vec<String>> {
