@@ -9,6 +9,7 @@ use core::{
 use axerrno::AxResult;
 use axvm::{
     AxVCpuExitReason::{self, *},
+    machine::Machine,
     vcpu::VcpuExit,
     vm::{EndReason, VMStatus},
 };
@@ -24,7 +25,6 @@ use super::{
     cpu::{self, Cpu},
     hal::Host,
     load::Guest,
-    room::Machine,
     sched::{self, Task},
     stats,
 };
