@@ -138,11 +138,13 @@ fn probe(hart: &mut impl Hart) -> Option<Features> {
         (stuck >> atp::MODE_SHIFT == mode).then_some((mode, (stuck & atp::VMID).count_ones()))
     });
     let (gstage_mode, vmid_bits) = gstage.into_iter().flatten().next()?;
-    let sstc = sticks(Csr::Henvcfg, HENVCFG_STCE) & HENVCFG_STCE != 0;
+    // Not every hart without Sstc keeps STCE at 0, as it should.
+    let stce = sticks(Csr::Henvcfg, HENVCFG_STCE) & HENVCFG_STCE != 0;
     let satp_mode = [atp::SV57, atp::SV48, atp::SV39].into_iter().find(|&mode| {
         let value = mode << atp::MODE_SHIFT;
         sticks(Csr::Vsatp, value) == value
     })?;
+    let sstc = stce && hart.has_vstimecmp();
     let (gstage_mode, vmid_bits) = (gstage_mode as u8, vmid_bits as u8);
     Some(Features { sstc, gstage_mode, vmid_bits, satp_mode: satp_mode as u8 })
 }
