@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 mod error;
+#[cfg(feature = "toml")]
+pub mod toml;
 mod validate;
 
 use alloc::{string::String, vec::Vec};
@@ -244,6 +246,16 @@ impl AxVMConfig {
     pub fn with_forward(mut self, forward: ForwardConfig) -> Self {
         self.forward = forward;
         self
+    }
+
+    /// The regions of memory, not of devices, in which the guest may do all of this, as far as they
+    /// are ranges: for a host that places images and describes memory.
+    pub fn memory(&self, access: MappingFlags) -> impl Iterator<Item = GpaRange> {
+        self.memory_regions.iter().filter_map(move |region| {
+            let flags = MappingFlags::from_bits_truncate(region.flags);
+            let range = GpaRange::new(region.gpa.into(), region.size);
+            range.filter(|_| flags.contains(access) && !flags.contains(MappingFlags::DEVICE))
+        })
     }
 
     /// The guest's name for a vCPU.

@@ -62,6 +62,11 @@ impl Attention {
         self.waits(!Self::SLEEPING)
     }
 
+    /// Whether a reason is waiting that the vCPU should run for. A fence is none.
+    pub(crate) fn has_work(&self) -> bool {
+        self.waits(!(Self::SLEEPING | Self::FENCES))
+    }
+
     /// The owner goes to sleep, unless there is a reason not to. After `true`, the first
     /// [`raise`](Self::raise) returns true.
     pub(crate) fn try_sleep(&self) -> bool {

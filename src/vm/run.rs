@@ -81,8 +81,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         // back, and what is still pending, nobody tells again.
         let irq = EntryState { in_hardware: false, more: true };
         let tlb = &self.core.space.tlb;
-        let fences =
-            if tlb.takes_over(vcpu.id(), pcpu) { Attention::FENCE_TRANSLATIONS } else { 0 };
+        let fences = if tlb.takes_over(vcpu.id(), pcpu) { Attention::FENCES } else { 0 };
         let mut entry = Entry { vmid: None, timer: None, irq, fences };
         let tlb = tlb.entrant(vcpu.id(), pcpu).ok_or(AxError::InvalidInput)?;
         let result = self.run_entrant(vcpu, bound, &tlb, &mut entry);

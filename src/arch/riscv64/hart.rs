@@ -47,8 +47,11 @@ pub trait Hart: Default + Send + 'static {
     /// What is known of harts of this kind; always the same static.
     fn machine() -> &'static Machine;
 
-    /// Whether it has the hypervisor extension, and lets S-mode use it.
+    /// Whether it has the hypervisor extension, and lets S-mode use it: `hstatus` can be read.
     fn has_hypervisor(&mut self) -> bool;
+
+    /// Whether it has the timer of Sstc: `vstimecmp` can be read.
+    fn has_vstimecmp(&mut self) -> bool;
 
     /// Reads a register.
     fn read(&mut self, csr: Csr) -> u64;

@@ -4,7 +4,7 @@
 
 use core::{
     marker::PhantomData,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use axerrno::{AxError, AxResult, ax_err};
@@ -40,6 +40,8 @@ pub struct Machine {
     features: AtomicU64,
     /// Ticks of `time` in a second; 0 when not known yet.
     frequency: AtomicU64,
+    /// Whether instructions are always read from memory.
+    reads_code: AtomicBool,
 }
 
 const PROBED: u64 = 1 << 63;
@@ -51,12 +53,25 @@ impl Machine {
             hardware: Hardware::new(14),
             features: AtomicU64::new(0),
             frequency: AtomicU64::new(0),
+            reads_code: AtomicBool::new(false),
         }
     }
 
     /// Its CPUs and VMIDs.
     pub fn hardware(&self) -> &Hardware {
         &self.hardware
+    }
+
+    /// Has instructions that access devices read from the guest's memory even where `htinst`
+    /// gives them, from each vCPU's next binding on: for harts that give wrong ones, and to test
+    /// on those that give right ones what happens on those that give none.
+    pub fn set_reads_code(&self, always: bool) {
+        self.reads_code.store(always, Ordering::Relaxed);
+    }
+
+    /// Whether instructions are read from memory even where `htinst` gives them.
+    pub(super) fn reads_code(&self) -> bool {
+        self.reads_code.load(Ordering::Relaxed)
     }
 
     /// What the harts have, as far as known.
@@ -138,11 +153,13 @@ fn probe(hart: &mut impl Hart) -> Option<Features> {
         (stuck >> atp::MODE_SHIFT == mode).then_some((mode, (stuck & atp::VMID).count_ones()))
     });
     let (gstage_mode, vmid_bits) = gstage.into_iter().flatten().next()?;
-    let sstc = sticks(Csr::Henvcfg, HENVCFG_STCE) & HENVCFG_STCE != 0;
+    // Not every hart without Sstc keeps STCE at 0, as it should.
+    let stce = sticks(Csr::Henvcfg, HENVCFG_STCE) & HENVCFG_STCE != 0;
     let satp_mode = [atp::SV57, atp::SV48, atp::SV39].into_iter().find(|&mode| {
         let value = mode << atp::MODE_SHIFT;
         sticks(Csr::Vsatp, value) == value
     })?;
+    let sstc = stce && hart.has_vstimecmp();
     let (gstage_mode, vmid_bits) = (gstage_mode as u8, vmid_bits as u8);
     Some(Features { sstc, gstage_mode, vmid_bits, satp_mode: satp_mode as u8 })
 }

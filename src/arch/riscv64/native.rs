@@ -81,6 +81,11 @@ impl Hart for NativeHart {
         unsafe { probe_hstatus() != 0 }
     }
 
+    fn has_vstimecmp(&mut self) -> bool {
+        // SAFETY: as above.
+        unsafe { probe_vstimecmp() != 0 }
+    }
+
     #[inline(always)]
     fn read(&mut self, csr: Csr) -> u64 {
         let value: u64;
@@ -373,27 +378,33 @@ unsafe extern "C" fn fetch_code(addr: u64, hstatus: u64) -> u64 {
     )
 }
 
-/// 1 when `hstatus` can be read, otherwise 0.
-///
-/// # Safety
-/// None.
-#[unsafe(naked)]
-unsafe extern "C" fn probe_hstatus() -> u64 {
-    naked_asm!(
-        // No interrupt may come while the vector is ours.
-        "csrrci t1, sstatus, 2",
-        "lla t0, 1f",
-        "csrrw t0, stvec, t0",
-        "li a0, 0",
-        "csrr t2, hstatus",
-        "li a0, 1",
-        ".balign 4",
-        "1:",
-        "csrw stvec, t0",
-        "csrw sstatus, t1",
-        "ret",
-    )
+/// A function that returns 1 when a register can be read, otherwise 0.
+macro_rules! probe_csr {
+    ($name:ident, $csr:literal) => {
+        /// # Safety
+        /// None.
+        #[unsafe(naked)]
+        unsafe extern "C" fn $name() -> u64 {
+            naked_asm!(
+                // No interrupt may come while the vector is ours.
+                "csrrci t1, sstatus, 2",
+                "lla t0, 1f",
+                "csrrw t0, stvec, t0",
+                "li a0, 0",
+                concat!("csrr t2, ", $csr),
+                "li a0, 1",
+                ".balign 4",
+                "1:",
+                "csrw stvec, t0",
+                "csrw sstatus, t1",
+                "ret",
+            )
+        }
+    };
 }
+
+probe_csr!(probe_hstatus, "hstatus");
+probe_csr!(probe_vstimecmp, "0x24d");
 
 macro_rules! fp_registers {
     ($instruction:literal) => {

@@ -79,7 +79,7 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
         }
         let insn = match (access, trap.insn) {
             (Access::Fetch, _) => None,
-            (_, 0) => match self.fetch() {
+            (_, htinst) if htinst == 0 || self.reads_code => match self.fetch() {
                 Some(raw) => insn::from_memory(raw),
                 // The code is gone: another vCPU has changed the page tables. The guest meets
                 // that when it executes the instruction again.

@@ -3,6 +3,7 @@
 use alloc::{collections::VecDeque, sync::Arc};
 use core::fmt;
 
+use axvm::device::CharBackend;
 use log::{LevelFilter, Log, Metadata, Record};
 use spin::{Mutex, Once};
 use unikernel::{
@@ -10,7 +11,7 @@ use unikernel::{
     screen::{Lines, Screen},
 };
 
-use super::{room::CharBackend, uart::Uart, vms};
+use super::{uart::Uart, vms};
 
 static CONSOLE: Mutex<Option<Screen<Uart>>> = Mutex::new(None);
 static FOCUS: Once<Mutex<Focus>> = Once::new();
