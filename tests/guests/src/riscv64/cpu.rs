@@ -38,6 +38,8 @@ pub struct Cpu {
     last: [AtomicU64; 3],
     source: AtomicU64,
     strange: AtomicU64,
+    /// 1 while interrupts are only looked at, 2 when there was one.
+    peek: AtomicU64,
     panic: UnsafeCell<Option<Text>>,
 }
 
@@ -55,6 +57,7 @@ static CPUS: [Cpu; HARTS] = [const {
         last: [const { AtomicU64::new(0) }; 3],
         source: AtomicU64::new(0),
         strange: AtomicU64::new(0),
+        peek: AtomicU64::new(0),
         panic: UnsafeCell::new(None),
     }
 }; HARTS];
@@ -113,6 +116,22 @@ impl Cpu {
 
     pub(super) fn note_strange(&self, cause: u64) {
         self.strange.store(cause | 1 << 32, Relaxed);
+    }
+
+    pub(super) fn peek(&self) {
+        self.peek.store(1, Relaxed);
+    }
+
+    pub(super) fn peeks(&self) -> bool {
+        self.peek.load(Relaxed) != 0
+    }
+
+    pub(super) fn note_peeked(&self) {
+        self.peek.store(2, Relaxed);
+    }
+
+    pub(super) fn peeked(&self) -> bool {
+        self.peek.swap(0, Relaxed) == 2
     }
 
     /// Begins to count anew.

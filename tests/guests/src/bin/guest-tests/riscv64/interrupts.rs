@@ -31,7 +31,7 @@ pub const TESTS: &[Test] = tests![
 ];
 
 fn pending() -> bool {
-    csr::read!("sip") & csr::SEI != 0
+    trap::is_pending(Irq::External)
 }
 
 /// The transmitter asks for attention; in a loop, so that what is sent stays here.

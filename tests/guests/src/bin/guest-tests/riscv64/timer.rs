@@ -25,7 +25,7 @@ pub const TESTS: &[Test] = tests![
 ];
 
 fn pending() -> bool {
-    csr::read!("sip") & csr::STI != 0
+    trap::is_pending(Irq::Timer)
 }
 
 fn each(test: fn(Source) -> Outcome) -> Outcome {
