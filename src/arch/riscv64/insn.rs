@@ -117,6 +117,22 @@ fn compressed(raw: u16) -> Option<MemInsn> {
     Some(MemInsn { len: 2, width, op })
 }
 
+/// Whether an instruction as it stands in memory writes: stores of integers and floating point, and
+/// atomics but for LR, whose faults are a store's too.
+pub const fn stores(raw: u32) -> bool {
+    const STORE_FP: u32 = 0x27;
+    const AMO: u32 = 0x2f;
+    match (raw & 3, raw & 0x7f) {
+        (3, STORE | STORE_FP) => true,
+        (3, AMO) => raw >> 27 != 2,
+        (3, _) => false,
+        // Of Zcb, the upper half of the function's group.
+        (0, _) => raw >> 13 & 7 > 4 || raw >> 13 & 7 == 4 && raw >> 10 & 7 > 1,
+        (2, _) => raw >> 13 & 7 > 4,
+        _ => false,
+    }
+}
+
 /// The address of an access that [`from_memory`] knows: a base register, and what is added to it.
 pub fn address(raw: u32) -> (u8, i64) {
     if raw & 3 != 3 {

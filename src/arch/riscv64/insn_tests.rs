@@ -123,3 +123,21 @@ mod any {
         }
     }
 }
+
+#[test]
+fn what_writes_is_told_from_what_reads() {
+    // sb, sd, fsw, fsd, amoadd.w, sc.d; c.fsd, c.sw, c.sd, c.sb, c.sh, c.fsdsp, c.swsp, c.sdsp
+    for raw in [
+        0xa48023, 0xa4b023, 0x84a027, 0x84b027, 0xa4a5af, 0x1ea4b5af, 0xa080, 0xc080, 0xe080,
+        0x8880, 0x8c80, 0xa022, 0xc022, 0xe022,
+    ] {
+        assert!(stores(raw), "{raw:#x}");
+    }
+    // lb, ld, flw, fld, lr.d, addi, jal; c.fld, c.lw, c.ld, c.lbu, c.lh, c.fldsp, c.lwsp, c.ldsp, c.j
+    for raw in [
+        0x48503, 0x4b503, 0x4a407, 0x4b407, 0x1004b52f, 0x150513, 0x6f, 0x2080, 0x4080, 0x6080,
+        0x8080, 0x84c0, 0x2402, 0x4502, 0x6502, 0xa001,
+    ] {
+        assert!(!stores(raw), "{raw:#x}");
+    }
+}

@@ -20,7 +20,7 @@ pub(super) struct PendingAccess {
     /// The instruction, if it can be emulated.
     insn: Option<MemInsn>,
     /// The exception that the guest gets if the access reaches nothing.
-    pub(super) fault: u64,
+    fault: u64,
 }
 
 impl PendingAccess {
@@ -98,6 +98,22 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
         self.pending = Pending::Access(pending);
         let insn = pending.decoded(self).map(|(access, _)| access);
         VcpuExit::MemFault(MemFault { gpa: gpa(trap.value & 3), access, walk: false, insn })
+    }
+
+    /// The exception for an access that reaches nothing. That of a walk is of the type of the access
+    /// that wanted the translation (§18.5.1), and that of an atomic a store's; some harts call both
+    /// loads (QEMU 7.2).
+    #[cold]
+    pub(super) fn bus_fault(&mut self, access: PendingAccess) -> u64 {
+        if access.insn.is_some() || access.fault != cause::LOAD_ACCESS {
+            return access.fault;
+        }
+        match self.fetch() {
+            Some(raw) if insn::stores(raw) => cause::STORE_ACCESS,
+            // The address is that of code which cannot be read.
+            None if self.frame.trap.value.wrapping_sub(self.frame.pc) < 4 => cause::FETCH_ACCESS,
+            _ => cause::LOAD_ACCESS,
+        }
     }
 
     /// The instruction at the program counter, of which those of 16 bits have 0 above.

@@ -122,7 +122,7 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
             (_, Completion::Retry) => {}
             (_, Completion::Fault(fault)) => {
                 let cause = match fault {
-                    GuestFault::Bus => access.fault,
+                    GuestFault::Bus => self.bus_fault(access),
                     GuestFault::Undefined => super::csr::cause::ILLEGAL,
                 };
                 self.raise(cause, self.frame.trap.value);

@@ -129,6 +129,10 @@ fn interrupt(cpu: &Cpu, cause: u64) {
                 uart::silence();
             }
             plic::complete(context, source);
+            if source == 0 {
+                // Another hart was faster.
+                return;
+            }
             cpu.note_source(source);
             Irq::External
         }
