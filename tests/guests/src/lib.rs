@@ -3,7 +3,7 @@
 //! A guest is a program on the bare machine that axvm, or an emulator without it, boots. It is a
 //! test's means, and owns its machine: it may access whatever address it likes, to see what
 //! happens. What it does to itself shows as a test that fails. One folder holds all that an
-//! architecture needs; a program says `entry!(function)` and calls what it finds in [`arch`].
+//! architecture needs; a program says `entry!(function)` and calls what it finds in `arch`.
 
 #![no_std]
 

@@ -141,6 +141,12 @@ impl Cpu {
         self.strange.store(0, Relaxed);
     }
 
+    /// The last trap's.
+    pub(super) fn cause(&self) -> u64 {
+        // SAFETY: see `Sync`.
+        unsafe { (*self.frame.get()).cause }
+    }
+
     pub(super) fn frame(&self) -> Frame {
         // SAFETY: see `Sync`.
         unsafe { *self.frame.get() }

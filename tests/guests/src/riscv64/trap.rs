@@ -86,11 +86,12 @@ pub enum Irq {
 /// Called by the entry with the registers in the hart's frame: 0 to go on there, 1 to return from
 /// `execute`.
 pub(super) extern "C" fn trap(cpu: &Cpu) -> u64 {
-    let frame = cpu.frame();
-    if frame.cause & INTERRUPT != 0 {
-        interrupt(cpu, frame.cause & !INTERRUPT);
+    let cause = cpu.cause();
+    if cause & INTERRUPT != 0 {
+        interrupt(cpu, cause & !INTERRUPT);
         return 0;
     }
+    let frame = cpu.frame();
     if cpu.end(&frame) {
         return 1;
     }

@@ -23,8 +23,8 @@ const PAGES: u64 = 8_192;
 /// Where they begin.
 const FRESH: u64 = memory::FREE + (4 << 20);
 
-/// What is measured: its name, and how many instructions once costs.
-type Bench = (&'static str, fn() -> f64);
+/// What is measured: its name, and how many instructions it costs.
+type Bench = (&'static str, fn() -> Tenths);
 
 /// Those of interrupts that are taken include the guest's handler; what that costs is the first.
 const BENCHES: &[Bench] = &[
@@ -50,56 +50,64 @@ fn main() {
     for (op, measure) in benches() {
         axvm_guests::arch::quiet();
         let value = measure();
-        println!(r#"@bench {{"op":"{op}","who":"axvm","value":{}}}"#, Tenths(value));
+        println!(r#"@bench {{"op":"{op}","who":"axvm","value":{}}}"#, value);
     }
 }
 
-/// A figure with one digit behind the point.
-struct Tenths(f64);
+/// A number of tenths. Floating point is not used here: its first use would be an exit.
+struct Tenths(u64);
+
+impl Tenths {
+    /// What one of `count` costs.
+    fn of(all: u64, without: u64, count: u64) -> Self {
+        Self((all.saturating_sub(without) * 10 + count / 2) / count)
+    }
+}
 
 impl core::fmt::Display for Tenths {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let tenths = (self.0 * 10.0 + 0.5) as u64;
-        write!(f, "{}.{}", tenths / 10, tenths % 10)
+        write!(f, "{}.{}", self.0 / 10, self.0 % 10)
     }
 }
 
 /// How many instructions `work` executes.
-fn instructions(work: impl FnOnce()) -> f64 {
+fn instructions(work: impl FnOnce()) -> u64 {
     let start = now();
     work();
     let ticks = now() - start;
-    ticks as f64 * (1e9 / machine::timebase() as f64)
+    ticks * (1_000_000_000 / machine::timebase())
 }
 
 /// How many instructions a round of `work` executes more than one of `empty`.
-fn each(mut work: impl FnMut(), mut empty: impl FnMut()) -> f64 {
+fn each(mut work: impl FnMut(), mut empty: impl FnMut()) -> Tenths {
     // Once before, as first times cost more.
     work();
     empty();
     let all = instructions(|| (0..ROUNDS).for_each(|_| work()));
     let loops = instructions(|| (0..ROUNDS).for_each(|_| empty()));
-    (all - loops).max(0.0) / ROUNDS as f64
+    Tenths::of(all, loops, ROUNDS)
 }
+
+fn ignore<T>(_: T) {}
 
 /// A loop is not to be compiled away.
 fn nothing() {
     core::hint::black_box(());
 }
 
-fn call() -> f64 {
-    each(|| drop(sbi::call(sbi::BASE, 0, [0; 5])), nothing)
+fn call() -> Tenths {
+    each(|| ignore(sbi::call(sbi::BASE, 0, [0; 5])), nothing)
 }
 
-fn device_read() -> f64 {
-    each(|| drop(uart::read(uart::SCR)), nothing)
+fn device_read() -> Tenths {
+    each(|| ignore(uart::read(uart::SCR)), nothing)
 }
 
-fn device_write() -> f64 {
+fn device_write() -> Tenths {
     each(|| uart::write(uart::SCR, 0x5a), nothing)
 }
 
-fn page() -> f64 {
+fn page() -> Tenths {
     let touch = || {
         for page in 0..PAGES {
             memory::poke(FRESH + page * 4096, page);
@@ -107,11 +115,11 @@ fn page() -> f64 {
     };
     let first = instructions(touch);
     let again = instructions(touch);
-    (first - again).max(0.0) / PAGES as f64
+    Tenths::of(first, again, PAGES)
 }
 
 /// Interrupts are taken, and each round ends with one.
-fn taken(irq: Irq, enable: u64, mut request: impl FnMut()) -> f64 {
+fn taken(irq: Irq, enable: u64, mut request: impl FnMut()) -> Tenths {
     csr::set!("sie", enable);
     trap::open();
     let mut wanted = trap::taken(irq);
@@ -125,21 +133,21 @@ fn taken(irq: Irq, enable: u64, mut request: impl FnMut()) -> f64 {
     )
 }
 
-fn handler() -> f64 {
+fn handler() -> Tenths {
     taken(Irq::Software, csr::SSI, || csr::set!("sip", csr::SSI))
 }
 
-fn timer(source: Source) -> f64 {
+fn timer(source: Source) -> Tenths {
     taken(Irq::Timer, csr::STI, || source.set(0))
 }
 
-fn ipi() -> f64 {
+fn ipi() -> Tenths {
     let own = machine::hart(0);
-    taken(Irq::Software, csr::SSI, || drop(sbi::send_ipi(1, own)))
+    taken(Irq::Software, csr::SSI, || ignore(sbi::send_ipi(1, own)))
 }
 
 /// The interrupt is pending when the guest waits for it, and is not taken.
-fn ipi_waited() -> f64 {
+fn ipi_waited() -> Tenths {
     let own = machine::hart(0);
     csr::set!("sie", csr::SSI);
     each(
