@@ -157,14 +157,8 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         let _inside = Inside { leave: || tlb.leave() };
         loop {
             let attention = vcpu.attention.take();
-            entry.fences |= attention & Attention::FENCES;
-            if attention & Attention::LIFECYCLE != 0 && self.status() != VMStatus::Running {
+            if (attention != 0 || entry.irq.more) && !self.attend(vcpu, bound, entry, attention)? {
                 return Ok(None);
-            }
-            if attention & Attention::IRQ != 0 || entry.irq.more {
-                // Until it is known better, also if the controller fails.
-                entry.irq.more = true;
-                entry.irq = self.irq.before_entry(vcpu.id(), bound.arch().irq_hw())?;
             }
             tlb.announce();
             // Whatever is raised from here on is followed by a kick. Between here and the entry
@@ -190,6 +184,27 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         vcpu.stats.count_exit(&exit);
         H::trace_exit(self.id(), vcpu.id(), &exit);
         Ok(Some(exit))
+    }
+
+    /// What the vCPU was to look up for, before an entry; false when the VM goes down.
+    #[inline(never)]
+    fn attend(
+        &self,
+        vcpu: &AxVCpu<A>,
+        bound: &mut BoundVCpu<'_, A>,
+        entry: &mut Entry,
+        attention: u32,
+    ) -> AxResult<bool> {
+        entry.fences |= attention & Attention::FENCES;
+        if attention & Attention::LIFECYCLE != 0 && self.status() != VMStatus::Running {
+            return Ok(false);
+        }
+        if attention & Attention::IRQ != 0 || entry.irq.more {
+            // Until it is known better, also if the controller fails.
+            entry.irq.more = true;
+            entry.irq = self.irq.before_entry(vcpu.id(), bound.arch().irq_hw())?;
+        }
+        Ok(true)
     }
 }
 
