@@ -6,7 +6,7 @@
 //! | `init_machine` | finds console, clock, interrupt controller and power switch |
 //! | `init_cpu` | prepares the CPU that calls it: its vectors, its interrupts |
 //! | `cpu_ids` | the machine's names for its CPUs |
-//! | `start_cpu` | has a CPU begin at [`crate::kernel::secondary`] |
+//! | `start_cpu` | has a CPU begin at [`crate::kernel::secondary`], and waits for it |
 //! | `set_this_cpu`, `this_cpu` | a pointer that each CPU has for itself |
 //! | `now` | nanoseconds of a clock that all CPUs share |
 //! | `set_timer` | one interrupt on this CPU at a time of that clock |
