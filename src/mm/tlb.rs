@@ -158,6 +158,8 @@ struct Slot {
     /// The owner's note: where it last flushed, and up to which request.
     flushed_on: AtomicUsize,
     flushed_to: AtomicU64,
+    /// The owner's note: where it last ran.
+    ran_on: AtomicUsize,
 }
 
 /// How many requests are remembered by range; who missed more flushes everything.
@@ -192,6 +194,7 @@ impl<T: NestedTlb> GuestTlb<T> {
             pcpu: AtomicUsize::new(usize::MAX),
             flushed_on: AtomicUsize::new(usize::MAX),
             flushed_to: AtomicU64::new(0),
+            ran_on: AtomicUsize::new(usize::MAX),
         };
         Self {
             root,
@@ -215,17 +218,22 @@ impl<T: NestedTlb> GuestTlb<T> {
         Some(Entrant { tlb: self, slot: self.slots.get(vcpu)?, pcpu })
     }
 
-    /// Notes that the vCPU runs on physical CPU `pcpu` from now on; true when another of the VM's
-    /// ran there since it did, whose translations by the guest's own tables may be cached there
-    /// under the same tag.
+    /// Notes that the vCPU runs on physical CPU `pcpu` from now on; true when it comes from
+    /// another, or another of the VM's vCPUs ran there since it did. What that CPU has cached for
+    /// the guest, under a tag that its vCPUs share, may then be another vCPU's, or be older than
+    /// what this one has fenced elsewhere.
     pub(crate) fn takes_over(&self, vcpu: usize, pcpu: usize) -> bool {
-        let Some(last) = self.last_on.get(pcpu) else { return true };
-        // Only this CPU writes: no read-modify-write needed.
-        let other = last.load(Ordering::Relaxed) != vcpu;
-        if other {
+        let (Some(last), Some(slot)) = (self.last_on.get(pcpu), self.slots.get(vcpu)) else {
+            return true;
+        };
+        // Only this CPU, and only the vCPU's owner, write: no read-modify-write needed.
+        let same =
+            last.load(Ordering::Relaxed) == vcpu && slot.ran_on.load(Ordering::Relaxed) == pcpu;
+        if !same {
             last.store(vcpu, Ordering::Relaxed);
+            slot.ran_on.store(pcpu, Ordering::Relaxed);
         }
-        other
+        !same
     }
 
     /// The physical CPU in which the vCPU is in the guest or about to be.

@@ -40,6 +40,7 @@ impl Attention {
     }
 
     /// Whether one of these reasons is waiting.
+    #[inline(always)]
     pub(crate) fn waits(&self, reasons: u32) -> bool {
         self.0.load(Ordering::Acquire) & reasons != 0
     }
@@ -60,6 +61,11 @@ impl Attention {
     #[inline]
     pub(crate) fn is_raised(&self) -> bool {
         self.waits(!Self::SLEEPING)
+    }
+
+    /// Whether a reason is waiting that the vCPU should run for. A fence is none.
+    pub(crate) fn has_work(&self) -> bool {
+        self.waits(!(Self::SLEEPING | Self::FENCES))
     }
 
     /// The owner goes to sleep, unless there is a reason not to. After `true`, the first

@@ -81,8 +81,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         // back, and what is still pending, nobody tells again.
         let irq = EntryState { in_hardware: false, more: true };
         let tlb = &self.core.space.tlb;
-        let fences =
-            if tlb.takes_over(vcpu.id(), pcpu) { Attention::FENCE_TRANSLATIONS } else { 0 };
+        let fences = if tlb.takes_over(vcpu.id(), pcpu) { Attention::FENCES } else { 0 };
         let mut entry = Entry { vmid: None, timer: None, irq, fences };
         let tlb = tlb.entrant(vcpu.id(), pcpu).ok_or(AxError::InvalidInput)?;
         let result = self.run_entrant(vcpu, bound, &tlb, &mut entry);
@@ -158,14 +157,8 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         let _inside = Inside { leave: || tlb.leave() };
         loop {
             let attention = vcpu.attention.take();
-            entry.fences |= attention & Attention::FENCES;
-            if attention & Attention::LIFECYCLE != 0 && self.status() != VMStatus::Running {
+            if (attention != 0 || entry.irq.more) && !self.attend(vcpu, bound, entry, attention)? {
                 return Ok(None);
-            }
-            if attention & Attention::IRQ != 0 || entry.irq.more {
-                // Until it is known better, also if the controller fails.
-                entry.irq.more = true;
-                entry.irq = self.irq.before_entry(vcpu.id(), bound.arch().irq_hw())?;
             }
             tlb.announce();
             // Whatever is raised from here on is followed by a kick. Between here and the entry
@@ -191,6 +184,27 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         vcpu.stats.count_exit(&exit);
         H::trace_exit(self.id(), vcpu.id(), &exit);
         Ok(Some(exit))
+    }
+
+    /// What the vCPU was to look up for, before an entry; false when the VM goes down.
+    #[inline(never)]
+    fn attend(
+        &self,
+        vcpu: &AxVCpu<A>,
+        bound: &mut BoundVCpu<'_, A>,
+        entry: &mut Entry,
+        attention: u32,
+    ) -> AxResult<bool> {
+        entry.fences |= attention & Attention::FENCES;
+        if attention & Attention::LIFECYCLE != 0 && self.status() != VMStatus::Running {
+            return Ok(false);
+        }
+        if attention & Attention::IRQ != 0 || entry.irq.more {
+            // Until it is known better, also if the controller fails.
+            entry.irq.more = true;
+            entry.irq = self.irq.before_entry(vcpu.id(), bound.arch().irq_hw())?;
+        }
+        Ok(true)
     }
 }
 

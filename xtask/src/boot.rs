@@ -27,6 +27,8 @@ pub(crate) struct Check {
     cpu: &'static str,
     vcpus: u32,
     what: What,
+    /// Boot arguments of the host.
+    host: &'static str,
 }
 
 #[derive(Clone, Copy)]
@@ -53,6 +55,7 @@ pub(crate) fn checks(arch: &'static Arch) -> Vec<Check> {
         cpu,
         vcpus,
         what,
+        host: "",
     };
     let mut checks = vec![check(
         "straight",
@@ -80,7 +83,21 @@ pub(crate) fn checks(arch: &'static Arch) -> Vec<Check> {
         check("shell", "a shell in Linux answers what is typed", What::Shell, (1, 2), ""),
         check("elf", "a guest of ours, as ELF", What::Tests { flat: false }, (1, 2), ""),
         check("flat", "a guest of ours, as flat image", What::Tests { flat: true }, (1, 2), ""),
+        Check {
+            host: "retake",
+            ..check(
+                "retake",
+                "Linux reboots on a CPU that was given back and taken again",
+                What::Reboot,
+                (2, 1),
+                "",
+            )
+        },
     ]);
+    checks.extend(arch.host_options.iter().map(|(option, about)| Check {
+        host: option,
+        ..check(&format!("elf-{option}"), about, What::Tests { flat: false }, (2, 1), "")
+    }));
     checks
 }
 
@@ -94,7 +111,7 @@ impl Check {
             What::Straight => machine.boot_straight(&self.name, &guest, Input::Script, Some(LIMIT)),
             _ => {
                 let host = emulator::host(self.arch)?;
-                machine.boot(&self.name, &host, &guest, "", Input::Script, Some(LIMIT))
+                machine.boot(&self.name, &host, &guest, self.host, Input::Script, Some(LIMIT))
             }
         }?;
         self.play(&guest, session)

@@ -43,6 +43,12 @@ impl PendingAccess {
     }
 }
 
+/// Whether an access that faults at `addr` may have begun in the page before. `htinst` should tell
+/// by an offset, but not every implementation does (QEMU 7.2 splits the access first).
+const fn may_straddle(insn: Option<MemInsn>, addr: u64) -> bool {
+    matches!(insn, Some(insn) if insn.width.size() > 1) && addr & 0xfff == 0
+}
+
 impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
     /// What the trap means (`scause`, §18.6.1).
     #[inline]
@@ -77,16 +83,17 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
             let access = if write { Access::Write } else { Access::Read };
             return VcpuExit::MemFault(MemFault { gpa: gpa(0), access, walk: true, insn: None });
         }
-        let insn = match (access, trap.insn) {
-            (Access::Fetch, _) => None,
-            (_, 0) => match self.fetch() {
-                Some(raw) => insn::from_memory(raw),
-                // The code is gone: another vCPU has changed the page tables. The guest meets
-                // that when it executes the instruction again.
-                None => return VcpuExit::Nothing,
-            },
-            (_, htinst) => insn::from_htinst(htinst),
-        };
+        let mut insn = insn::from_htinst(trap.insn);
+        if access == Access::Fetch {
+            insn = None;
+        } else if trap.insn == 0 || self.reads_code || may_straddle(insn, trap.value) {
+            // The code may be gone: another vCPU has changed the page tables. The guest meets that
+            // when it executes the instruction again.
+            let Some(raw) = self.fetch() else { return VcpuExit::Nothing };
+            let (base, offset) = insn::address(raw);
+            let begins_here = self.gpr(base).wrapping_add_signed(offset) == trap.value;
+            insn = insn::from_memory(raw).filter(|_| begins_here);
+        }
         let pending = PendingAccess { insn, fault };
         self.pending = Pending::Access(pending);
         let insn = pending.decoded(self).map(|(access, _)| access);

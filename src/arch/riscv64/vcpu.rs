@@ -45,7 +45,8 @@ pub struct RiscvVCpu<H, P: Hart> {
     root: u64,
     /// What of the last exit waits for an answer.
     pub(super) pending: Pending,
-    bound: bool,
+    /// Whether an instruction in `htinst` is not to be used.
+    pub(super) reads_code: bool,
     /// The host's `scounteren` and `senvcfg` while bound.
     host_env: [u64; 2],
     pub(super) hart: P,
@@ -189,7 +190,7 @@ impl<H: AxVMHal, P: Hart> AxArchVCpu for RiscvVCpu<H, P> {
             timer: Timer::default(),
             root: 0,
             pending: Pending::Nothing,
-            bound: false,
+            reads_code: false,
             host_env: [0; 2],
             hart: P::default(),
             hal: PhantomData,
@@ -224,7 +225,7 @@ impl<H: AxVMHal, P: Hart> AxArchVCpu for RiscvVCpu<H, P> {
         self.host_env = [Csr::Scounteren, Csr::Senvcfg].map(|csr| self.hart.read(csr));
         self.csrs.write(&mut self.hart);
         self.timer.bind(&mut self.hart, features.sstc);
-        self.bound = true;
+        self.reads_code = P::machine().reads_code();
         Ok(())
     }
 
@@ -235,9 +236,12 @@ impl<H: AxVMHal, P: Hart> AxArchVCpu for RiscvVCpu<H, P> {
         // Nothing of the guest's keeps the host from sleeping.
         self.hart.write(Csr::Hvip, 0);
         self.hart.write(Csr::Vsie, 0);
+        // Nor does the hart walk tables that are about to be freed: both registers count as active
+        // in HS-mode too (§18.2.10, §18.2.18).
+        self.hart.write(Csr::Vsatp, 0);
+        self.hart.write(Csr::Hgatp, 0);
         self.hart.write(Csr::Scounteren, self.host_env[0]);
         self.hart.write(Csr::Senvcfg, self.host_env[1]);
-        self.bound = false;
         Ok(())
     }
 

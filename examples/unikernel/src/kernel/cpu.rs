@@ -7,6 +7,7 @@ use core::{
     sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
 };
 
+use axerrno::{AxError, AxResult};
 use axvm::{AxVMPerCpu, NativeVCpu};
 use spin::{Mutex, Once};
 use unikernel::queue::{NEVER, RunQueue};
@@ -29,7 +30,7 @@ pub struct Cpu {
     /// Whether it has begun.
     is_up: AtomicBool,
     /// Virtualization on it, if it can run guests.
-    virtualization: Once<AxVMPerCpu<NativeVCpu<Host>>>,
+    virtualization: Mutex<Option<AxVMPerCpu<NativeVCpu<Host>>>>,
     /// When its timer must interrupt what it runs, in nanoseconds: for the scheduler, and for
     /// the guest.
     deadline: AtomicU64,
@@ -47,7 +48,7 @@ impl Cpu {
             id,
             queue: Mutex::new(RunQueue::new()),
             is_up: AtomicBool::new(false),
-            virtualization: Once::new(),
+            virtualization: Mutex::new(None),
             deadline: AtomicU64::new(NEVER),
             guest_deadline: AtomicU64::new(NEVER),
             slice_end: AtomicU64::new(NEVER),
@@ -63,9 +64,7 @@ impl Cpu {
             Ok(cpu)
         });
         match virtualization {
-            Ok(virtualization) => {
-                self.virtualization.call_once(|| virtualization);
-            }
+            Ok(virtualization) => *self.virtualization.lock() = Some(virtualization),
             Err(error) => log::warn!("CPU {} runs no guests: {error}", self.id),
         }
         self.is_up.store(true, Ordering::Release);
@@ -78,7 +77,18 @@ impl Cpu {
 
     /// Whether it can run guests.
     pub fn is_ready(&self) -> bool {
-        self.virtualization.get().is_some_and(AxVMPerCpu::is_enabled)
+        self.virtualization.lock().as_ref().is_some_and(AxVMPerCpu::is_enabled)
+    }
+
+    /// Switches virtualization off on it, which is this CPU, and on again. No vCPU runs on it.
+    ///
+    /// # Errors
+    /// Those of the library.
+    pub fn retake(&self) -> AxResult {
+        let mut virtualization = self.virtualization.lock();
+        let cpu = virtualization.as_mut().ok_or(AxError::BadState)?;
+        cpu.hardware_disable()?;
+        cpu.hardware_enable()
     }
 
     /// Begins a turn on this CPU, or a wait (`slice_end` is [`NEVER`] then), with its timer set to

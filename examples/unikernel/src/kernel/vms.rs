@@ -309,6 +309,9 @@ impl Vm {
     }
 
     fn reboot(&self) -> AxResult {
+        if self.options.retake {
+            cpu::this().retake()?;
+        }
         self.machine.vm.reset()?;
         self.machine.vm.boot()?;
         self.reboots.fetch_add(1, Ordering::Relaxed);

@@ -1,0 +1,2 @@
+axvm_guests::entry!(main);
+fn main() {}
