@@ -13,7 +13,6 @@ use core::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use axvm::arch::riscv64::{Hart, NativeHart};
 use dtoolkit::fdt::Fdt;
 use spin::Once;
 use unikernel::{
@@ -50,11 +49,6 @@ extern "C" fn boot(hart: usize, dtb: *const u8) -> ! {
     let Ok(fdt) = (unsafe { Fdt::from_raw(dtb) }) else { halt() };
     let dtb = dtb.addr() as u64..dtb.addr() as u64 + fdt.data().len() as u64;
     crate::kernel::boot(hart, Tree::new(fdt), [dtb, image()])
-}
-
-/// Has instructions of guests read from their memory, whatever the hart tells of them.
-pub fn read_code() {
-    NativeHart::machine().set_reads_code(true);
 }
 
 /// The RAM from where the kernel was linked down to the firmware, and the kernel itself.
