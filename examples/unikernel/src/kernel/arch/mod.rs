@@ -11,7 +11,6 @@
 //! | `set_this_cpu`, `this_cpu` | a pointer that each CPU has for itself |
 //! | `now`, `counter_frequency` | nanoseconds of a clock that all CPUs share; its ticks per second |
 //! | `set_timer` | one interrupt on this CPU at a time of that clock |
-//! | `read_code` | for a check: see the boot argument |
 //! | `interrupt` | an interrupt on another CPU |
 //! | `wait_for_interrupt` | sleeps until an interrupt is pending, masked or not |
 //! | `open_interrupts` | takes what is pending |
