@@ -40,6 +40,7 @@ impl Attention {
     }
 
     /// Whether one of these reasons is waiting.
+    #[inline(always)]
     pub(crate) fn waits(&self, reasons: u32) -> bool {
         self.0.load(Ordering::Acquire) & reasons != 0
     }

@@ -72,7 +72,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             let next = bound.complete(answer)?;
             vcpu.answer.forget();
             if let Some(next) = next
-                && let Some(reason) = self.serve(vcpu, bound, next, true)?
+                && let Some(reason) = self.serve(vcpu, bound, &next, true)?
             {
                 return Ok(reason);
             }
@@ -103,15 +103,18 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             let Some(exit) = self.enter(vcpu, bound, tlb, entry)? else {
                 return Ok(AxVCpuExitReason::SystemDown);
             };
+            if let VcpuExit::Served(_) | VcpuExit::Nothing = exit {
+                continue;
+            }
             // Devices here and everything else apart, so that what these need fits in registers.
-            let (exit, continued) = match self.serve_by_device(vcpu, &exit) {
-                None => (exit, false),
+            let reason = match self.serve_by_device(vcpu, &exit) {
+                None => self.serve(vcpu, bound, &exit, false)?,
                 Some(answer) => match bound.complete(answer)? {
                     None => continue,
-                    Some(next) => (next, true),
+                    Some(next) => self.serve(vcpu, bound, &next, true)?,
                 },
             };
-            if let Some(reason) = self.serve(vcpu, bound, exit, continued)? {
+            if let Some(reason) = reason {
                 return Ok(reason);
             }
         }
@@ -157,14 +160,8 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         let _inside = Inside { leave: || tlb.leave() };
         loop {
             let attention = vcpu.attention.take();
-            entry.fences |= attention & Attention::FENCES;
-            if attention & Attention::LIFECYCLE != 0 && self.status() != VMStatus::Running {
+            if (attention != 0 || entry.irq.more) && !self.attend(vcpu, bound, entry, attention)? {
                 return Ok(None);
-            }
-            if attention & Attention::IRQ != 0 || entry.irq.more {
-                // Until it is known better, also if the controller fails.
-                entry.irq.more = true;
-                entry.irq = self.irq.before_entry(vcpu.id(), bound.arch().irq_hw())?;
             }
             tlb.announce();
             // Whatever is raised from here on is followed by a kick. Between here and the entry
@@ -190,6 +187,27 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         vcpu.stats.count_exit(&exit);
         H::trace_exit(self.id(), vcpu.id(), &exit);
         Ok(Some(exit))
+    }
+
+    /// What the vCPU was to look up for, before an entry; false when the VM goes down.
+    #[inline(never)]
+    fn attend(
+        &self,
+        vcpu: &AxVCpu<A>,
+        bound: &mut BoundVCpu<'_, A>,
+        entry: &mut Entry,
+        attention: u32,
+    ) -> AxResult<bool> {
+        entry.fences |= attention & Attention::FENCES;
+        if attention & Attention::LIFECYCLE != 0 && self.status() != VMStatus::Running {
+            return Ok(false);
+        }
+        if attention & Attention::IRQ != 0 || entry.irq.more {
+            // Until it is known better, also if the controller fails.
+            entry.irq.more = true;
+            entry.irq = self.irq.before_entry(vcpu.id(), bound.arch().irq_hw())?;
+        }
+        Ok(true)
     }
 }
 

@@ -16,8 +16,6 @@ pub(crate) struct Arch {
     pub target: &'static str,
     /// The emulator of machines whose hypervisor extension the host uses.
     pub emulator: Emulator,
-    /// Boot arguments of the host that take another path through the backend, and what they do.
-    pub host_options: &'static [(&'static str, &'static str)],
     /// Where Debian's kernel and busybox come from.
     pub debian: Debian,
     /// The machine that a guest finds itself in.
@@ -85,10 +83,6 @@ pub(crate) static ALL: [Arch; 1] = [Arch {
         cpu: "rv64,h=true",
         lesser: &[("nosstc", "sstc=false")],
     },
-    host_options: &[(
-        "read-code",
-        "a guest of ours whose instructions are read from its memory, as if htinst were 0",
-    )],
     debian: Debian {
         suite: "trixie",
         alias: Some("stable"),

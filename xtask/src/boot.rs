@@ -95,10 +95,6 @@ pub(crate) fn checks(arch: &'static Arch) -> Vec<Check> {
             )
         },
     ]);
-    checks.extend(arch.host_options.iter().map(|(option, about)| Check {
-        host: option,
-        ..check(&format!("elf-{option}"), about, What::Tests { flat: false }, (2, 1), "")
-    }));
     checks
 }
 

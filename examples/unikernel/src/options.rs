@@ -12,16 +12,13 @@ pub struct Options {
     /// `retake`: at each reset of a VM, virtualization of the CPU that does it is switched off and
     /// on again.
     pub retake: bool,
-    /// `read-code`: instructions that access devices are read from the guest's memory, also where
-    /// the hardware tells them (RISC-V).
-    pub read_code: bool,
     /// `log=LEVEL`: what is logged, `off`, `error`, `warn`, `info`, `debug` or `trace`.
     pub log: LevelFilter,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { stats: false, trace: false, retake: false, read_code: false, log: LevelFilter::Warn }
+        Self { stats: false, trace: false, retake: false, log: LevelFilter::Warn }
     }
 }
 
@@ -35,7 +32,6 @@ impl Options {
                 ("stats", _) => options.stats = true,
                 ("trace", _) => options.trace = true,
                 ("retake", _) => options.retake = true,
-                ("read-code", _) => options.read_code = true,
                 (_, Some(level)) => options.log = level,
                 (word, None) => unknown(word),
             }
@@ -61,7 +57,7 @@ mod tests {
             parse("  trace log=debug "),
             Options { trace: true, log: LevelFilter::Debug, ..default }
         );
-        assert_eq!(parse("retake read-code"), Options { retake: true, read_code: true, ..default });
+        assert_eq!(parse("retake"), Options { retake: true, ..default });
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use core::{
     marker::PhantomData,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use axerrno::{AxError, AxResult, ax_err};
@@ -40,8 +40,6 @@ pub struct Machine {
     features: AtomicU64,
     /// Ticks of `time` in a second; 0 when not known yet.
     frequency: AtomicU64,
-    /// Whether instructions are always read from memory.
-    reads_code: AtomicBool,
 }
 
 const PROBED: u64 = 1 << 63;
@@ -53,25 +51,12 @@ impl Machine {
             hardware: Hardware::new(14),
             features: AtomicU64::new(0),
             frequency: AtomicU64::new(0),
-            reads_code: AtomicBool::new(false),
         }
     }
 
     /// Its CPUs and VMIDs.
     pub fn hardware(&self) -> &Hardware {
         &self.hardware
-    }
-
-    /// Has instructions that access devices read from the guest's memory even where `htinst`
-    /// gives them, from each vCPU's next binding on: for harts that give wrong ones, and to test
-    /// on those that give right ones what happens on those that give none.
-    pub fn set_reads_code(&self, always: bool) {
-        self.reads_code.store(always, Ordering::Relaxed);
-    }
-
-    /// Whether instructions are read from memory even where `htinst` gives them.
-    pub(super) fn reads_code(&self) -> bool {
-        self.reads_code.load(Ordering::Relaxed)
     }
 
     /// What the harts have, as far as known.

@@ -51,7 +51,7 @@ const fn may_straddle(insn: Option<MemInsn>, addr: u64) -> bool {
 
 impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
     /// What the trap means (`scause`, §18.6.1).
-    #[inline]
+    #[inline(never)]
     pub(super) fn take_exit(&mut self) -> VcpuExit {
         let trap = self.frame.trap;
         match trap.cause {
@@ -86,7 +86,7 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
         let mut insn = insn::from_htinst(trap.insn);
         if access == Access::Fetch {
             insn = None;
-        } else if trap.insn == 0 || self.reads_code || may_straddle(insn, trap.value) {
+        } else if trap.insn == 0 || may_straddle(insn, trap.value) {
             // The code may be gone: another vCPU has changed the page tables. The guest meets that
             // when it executes the instruction again.
             let Some(raw) = self.fetch() else { return VcpuExit::Nothing };

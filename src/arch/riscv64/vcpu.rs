@@ -45,8 +45,6 @@ pub struct RiscvVCpu<H, P: Hart> {
     root: u64,
     /// What of the last exit waits for an answer.
     pub(super) pending: Pending,
-    /// Whether an instruction in `htinst` is not to be used.
-    pub(super) reads_code: bool,
     /// The host's `scounteren` and `senvcfg` while bound.
     host_env: [u64; 2],
     pub(super) hart: P,
@@ -190,7 +188,6 @@ impl<H: AxVMHal, P: Hart> AxArchVCpu for RiscvVCpu<H, P> {
             timer: Timer::default(),
             root: 0,
             pending: Pending::Nothing,
-            reads_code: false,
             host_env: [0; 2],
             hart: P::default(),
             hal: PhantomData,
@@ -225,7 +222,6 @@ impl<H: AxVMHal, P: Hart> AxArchVCpu for RiscvVCpu<H, P> {
         self.host_env = [Csr::Scounteren, Csr::Senvcfg].map(|csr| self.hart.read(csr));
         self.csrs.write(&mut self.hart);
         self.timer.bind(&mut self.hart, features.sstc);
-        self.reads_code = P::machine().reads_code();
         Ok(())
     }
 

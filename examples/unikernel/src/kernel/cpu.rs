@@ -70,6 +70,11 @@ impl Cpu {
         self.is_up.store(true, Ordering::Release);
     }
 
+    /// Whether it has begun.
+    pub fn is_up(&self) -> bool {
+        self.is_up.load(Ordering::Acquire)
+    }
+
     /// Whether it can run guests.
     pub fn is_ready(&self) -> bool {
         self.virtualization.lock().as_ref().is_some_and(AxVMPerCpu::is_enabled)
@@ -137,29 +142,12 @@ pub fn init(ids: impl Iterator<Item = usize>, this: usize) {
     arch::set_this_cpu(this.expect("the machine's description has this CPU"));
 }
 
-/// Starts the other CPUs, and waits until each is there. One that the firmware does not start is
-/// not used.
+/// Starts the other CPUs, and waits until each is there. One that does not come is not used.
 pub fn start_others() {
     for cpu in all().iter().filter(|cpu| cpu.index != this().index) {
-        let stack = Box::leak(Box::new_uninit());
-        match arch::start_cpu(cpu, stack) {
-            Ok(()) => wait_for(cpu),
-            Err(code) => log::error!("CPU {} does not start: firmware code {code}", cpu.id),
+        if let Err(code) = arch::start_cpu(cpu, Box::leak(Box::new_uninit())) {
+            log::error!("CPU {} does not start: firmware code {code}", cpu.id);
         }
-    }
-}
-
-/// How long a CPU may take to begin, in nanoseconds.
-const PATIENCE: u64 = 1_000_000_000;
-
-fn wait_for(cpu: &Cpu) {
-    let limit = arch::now().saturating_add(PATIENCE);
-    while !cpu.is_up.load(Ordering::Acquire) {
-        if arch::now() > limit {
-            log::error!("CPU {} was started and does not begin", cpu.id);
-            return;
-        }
-        core::hint::spin_loop();
     }
 }
 
@@ -167,12 +155,13 @@ fn wait_for(cpu: &Cpu) {
 #[repr(C, align(16))]
 pub struct Stack([u8; STACK_SIZE]);
 
-/// Puts what [`this`] is to return on top of a stack, for the CPU to find; returns where.
+/// Puts what [`this`] is to return on top of a stack, for the CPU to find, with the stack's
+/// address after it; returns that.
 pub fn prepare_stack(stack: &'static mut MaybeUninit<Stack>, cpu: &'static Cpu) -> usize {
     // SAFETY: 16 bytes below the end is inside.
     let top = unsafe { stack.as_mut_ptr().cast::<u8>().add(STACK_SIZE - 16) };
     // SAFETY: nobody else has the stack, and its end is aligned to 16 bytes.
-    unsafe { top.cast::<*const Cpu>().write(cpu) };
+    unsafe { top.cast::<[usize; 2]>().write([(&raw const *cpu).expose_provenance(), top.addr()]) };
     // Before the firmware tells the other CPU.
     fence(Ordering::SeqCst);
     top.expose_provenance()

@@ -34,9 +34,6 @@ fn boot<const N: usize>(cpu_id: usize, tree: Tree<'_>, used: [PhysRange; N]) -> 
     let options = Options::parse(tree.bootargs(), |word| say!("boot argument {word}: unknown"));
     console::init_log(options.log);
     cpu::init(arch::cpu_ids(tree), cpu_id);
-    if options.read_code {
-        arch::read_code();
-    }
     cpu::this().begin();
     arch::init_input(tree, cpu_id);
 

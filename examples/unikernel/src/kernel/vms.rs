@@ -31,6 +31,8 @@ use super::{
 
 static VMS: Once<Vec<Vm>> = Once::new();
 
+static TRACING: AtomicBool = AtomicBool::new(false);
+
 /// How many have not ended yet.
 static LEFT: AtomicUsize = AtomicUsize::new(0);
 /// Whether one ended otherwise than by its own power-off.
@@ -81,6 +83,12 @@ impl fmt::Display for End {
     }
 }
 
+/// Whether each exit is to be shown.
+#[inline(always)]
+pub fn is_tracing() -> bool {
+    TRACING.load(Ordering::Relaxed)
+}
+
 /// All VMs that could be created, by index.
 pub fn all() -> &'static [Vm] {
     VMS.get().map(Vec::as_slice).unwrap_or_default()
@@ -96,6 +104,7 @@ pub fn by_id(id: usize) -> Option<&'static Vm> {
 pub fn start(guests: Vec<Guest>, options: Options) {
     let several = guests.len() > 1;
     LEFT.store(guests.len(), Ordering::Release);
+    TRACING.store(options.trace, Ordering::Relaxed);
     let mut vms = Vec::new();
     let mut refused = Vec::new();
     for guest in guests {
@@ -241,11 +250,9 @@ impl Vm {
         }
     }
 
-    /// A line for an exit, if they are asked for.
+    /// A line for an exit.
     pub fn trace(&self, vcpu: usize, exit: &VcpuExit) {
-        if self.options.trace {
-            say!("trace {}/{vcpu} on CPU {}: {exit:x?}", self.name(), cpu::this().index);
-        }
+        say!("trace {}/{vcpu} on CPU {}: {exit:x?}", self.name(), cpu::this().index);
     }
 
     fn serve(&self, vcpu: usize, reason: AxVCpuExitReason) -> Then {
