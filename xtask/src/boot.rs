@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::arch::Arch;
+use crate::bench;
 use crate::emulator::{self, End, Input, Machine, Session, log_path};
 use crate::guest::{Guest, Images, initramfs, programs};
 use crate::size::MIB;
@@ -43,6 +44,8 @@ enum What {
     Tests {
         flat: bool,
     },
+    /// `bench exits`.
+    Bench,
 }
 
 /// The checks of an architecture, those first that the others rest on.
@@ -77,6 +80,9 @@ pub(crate) fn checks(arch: &'static Arch) -> Vec<Check> {
             let name = format!("linux-{lesser}-{name}");
             checks.push(check(&name, &format!("{about}, {lesser}"), What::Linux, numbers, cpu));
         }
+        let about = format!("a guest of ours, whose vCPUs share a CPU, {lesser}");
+        let tests = What::Tests { flat: false };
+        checks.push(check(&format!("elf-{lesser}"), &about, tests, (2, 1), cpu));
     }
     checks.extend([
         check("reboot", "Linux reboots and comes up again", What::Reboot, (2, 2), ""),
@@ -94,6 +100,7 @@ pub(crate) fn checks(arch: &'static Arch) -> Vec<Check> {
                 "",
             )
         },
+        check("bench", "what exits cost can be measured", What::Bench, (1, 1), ""),
     ]);
     checks
 }
@@ -102,6 +109,9 @@ impl Check {
     /// Makes what is missing, boots, and plays the check's part.
     pub(crate) fn run(&self) -> Result<()> {
         self.arch.set_up()?;
+        if let What::Bench = self.what {
+            return bench::exits(self.arch, None);
+        }
         let guest = self.guest()?;
         let machine = Machine { arch: self.arch, cpus: self.cpus, cpu: self.cpu, icount: false };
         let session = match self.what {
@@ -147,6 +157,8 @@ impl Check {
                 }
                 return Ok(());
             }
+            // It has a session of its own.
+            What::Bench => {}
             What::Linux => self.marker(&mut session)?,
             What::Reboot => {
                 for answer in ["reboot", "poweroff"] {

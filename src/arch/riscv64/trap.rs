@@ -20,7 +20,7 @@ pub(super) struct PendingAccess {
     /// The instruction, if it can be emulated.
     insn: Option<MemInsn>,
     /// The exception that the guest gets if the access reaches nothing.
-    fault: u64,
+    pub(super) fault: u64,
 }
 
 impl PendingAccess {
@@ -73,47 +73,47 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
         }
     }
 
-    /// A guest-page fault.
+    /// A guest-page fault. The exception that the guest gets if there is nothing is `fault`, unless
+    /// the instruction says otherwise.
     #[inline]
-    fn memory(&mut self, access: Access, fault: u64) -> VcpuExit {
+    fn memory(&mut self, mut access: Access, mut fault: u64) -> VcpuExit {
         let trap = self.frame.trap;
-        let gpa = |low| GuestPhysAddr::from_usize((trap.gpa << 2 | low) as usize);
-        if let Some(write) = insn::walk(trap.insn) {
-            self.pending = Pending::Access(PendingAccess { insn: None, fault });
-            let access = if write { Access::Write } else { Access::Read };
-            return VcpuExit::MemFault(MemFault { gpa: gpa(0), access, walk: true, insn: None });
-        }
-        let mut insn = insn::from_htinst(trap.insn);
-        if access == Access::Fetch {
-            insn = None;
-        } else if trap.insn == 0 || may_straddle(insn, trap.value) {
-            // The code may be gone: another vCPU has changed the page tables. The guest meets that
-            // when it executes the instruction again.
-            let Some(raw) = self.fetch() else { return VcpuExit::Nothing };
-            let (base, offset) = insn::address(raw);
-            let begins_here = self.gpr(base).wrapping_add_signed(offset) == trap.value;
-            insn = insn::from_memory(raw).filter(|_| begins_here);
+        let walk = insn::walk(trap.insn);
+        let mut insn = match access {
+            Access::Fetch => None,
+            _ => insn::from_htinst(trap.insn),
+        };
+        if access != Access::Fetch && (insn.is_none() || may_straddle(insn, trap.value)) {
+            match self.fetch() {
+                Some(raw) => {
+                    let (base, offset) = insn::address(raw);
+                    let begins_here = self.gpr(base).wrapping_add_signed(offset) == trap.value;
+                    insn = insn::from_memory(raw).filter(|_| begins_here && walk.is_none());
+                    // A walk's fault is of the type of the access that wanted the translation
+                    // (§18.5.1), and an atomic's is a store's. QEMU 7.2 calls both loads.
+                    if insn::stores(raw) {
+                        fault = cause::STORE_ACCESS;
+                    }
+                }
+                // The code is gone: another vCPU has changed the page tables. The guest meets that
+                // when it executes the instruction again.
+                None if walk.is_none() => return VcpuExit::Nothing,
+                // It was the code whose translation was wanted.
+                None if trap.value.wrapping_sub(self.frame.pc) < 4 => fault = cause::FETCH_ACCESS,
+                None => {}
+            }
         }
         let pending = PendingAccess { insn, fault };
         self.pending = Pending::Access(pending);
+        let mut gpa = trap.gpa << 2 | trap.value & 3;
+        if let Some(write) = walk {
+            // The address is that of the page-table entry.
+            gpa = trap.gpa << 2;
+            access = if write { Access::Write } else { Access::Read };
+        }
         let insn = pending.decoded(self).map(|(access, _)| access);
-        VcpuExit::MemFault(MemFault { gpa: gpa(trap.value & 3), access, walk: false, insn })
-    }
-
-    /// The exception for an access that reaches nothing. That of a walk is of the type of the access
-    /// that wanted the translation (§18.5.1), and that of an atomic a store's; some harts call both
-    /// loads (QEMU 7.2).
-    #[cold]
-    pub(super) fn bus_fault(&mut self, access: PendingAccess) -> u64 {
-        if access.insn.is_some() || access.fault != cause::LOAD_ACCESS {
-            return access.fault;
-        }
-        match self.fetch() {
-            Some(raw) if insn::stores(raw) => cause::STORE_ACCESS,
-            // The address is that of code which cannot be read.
-            None if self.frame.trap.value.wrapping_sub(self.frame.pc) < 4 => cause::FETCH_ACCESS,
-            _ => cause::LOAD_ACCESS,
-        }
+        let gpa = GuestPhysAddr::from_usize(gpa as usize);
+        VcpuExit::MemFault(MemFault { gpa, access, walk: walk.is_some(), insn })
     }
 
     /// The instruction at the program counter, of which those of 16 bits have 0 above.

@@ -120,7 +120,7 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
             (_, Completion::Retry) => {}
             (_, Completion::Fault(fault)) => {
                 let cause = match fault {
-                    GuestFault::Bus => self.bus_fault(access),
+                    GuestFault::Bus => access.fault,
                     GuestFault::Undefined => super::csr::cause::ILLEGAL,
                 };
                 self.raise(cause, self.frame.trap.value);

@@ -6,7 +6,7 @@ use axvm_guests::{
         time::{Source, ms, now, spin, wait, wait_ms},
         trap::{self, Irq},
     },
-    ensure, ensure_eq, fail,
+    ensure, ensure_eq,
     report::{Outcome, Test},
     tests,
 };
@@ -166,28 +166,16 @@ fn a_due_timer_interrupts_when_it_is_unmasked() -> Outcome {
 fn a_later_time_replaces_an_earlier_one() -> Outcome {
     each(|source| {
         csr::set!("sie", csr::STI);
-        for _ in 0..10 {
-            let start = now();
-            source.set(start + ms(10));
-            source.set(start + ms(30));
-            if now() >= start + ms(10) {
-                // This hart did not run meanwhile: the first may have come.
-                source.set(u64::MAX);
-                continue;
-            }
-            let before = trap::taken(Irq::Timer);
-            trap::open();
-            let came = wait(|| trap::taken(Irq::Timer) > before);
-            trap::close();
-            ensure!(came, "{source:?}: does not come");
-            let late = cpu::this().last(Irq::Timer) - start;
-            ensure!(
-                late >= ms(30),
-                "{source:?}: comes after {late} ticks, as if the first counted"
-            );
-            return Ok(());
-        }
-        fail!("{source:?}: 10 ms pass between two calls, again and again")
+        // Closed meanwhile: this hart may lose its turn between the two for longer than that.
+        trap::close();
+        let start = now();
+        source.set(start + ms(5));
+        source.set(start + ms(25));
+        trap::open();
+        ensure!(wait(|| trap::taken(Irq::Timer) > 0), "{source:?}: does not come");
+        let late = cpu::this().last(Irq::Timer) - start;
+        ensure!(late >= ms(25), "{source:?}: comes after {late} ticks, as if the first counted");
+        Ok(())
     })
 }
 
