@@ -2,8 +2,8 @@
 
 use axvm_guests::{
     arch::{
-        cpu, csr, memory,
-        time::{Source, ms, now, spin, wait, wait_ms},
+        cpu, csr, machine, memory, sbi,
+        time::{Source, ms, now, spin, wait_ms},
         trap::{self, Irq},
     },
     ensure, ensure_eq,
@@ -26,6 +26,20 @@ pub const TESTS: &[Test] = tests![
 
 fn pending() -> bool {
     trap::is_pending(Irq::Timer)
+}
+
+/// Waits for something, a second at most; whether it came.
+///
+/// QEMU 7.2 may lose the interrupt of `vstimecmp` when it becomes due just while the guest is
+/// entered, until the next entry: where that is what ticks, the guest leaves now and then.
+fn wait(mut until: impl FnMut() -> bool) -> bool {
+    (0..10).any(|_| {
+        let came = wait_ms(100, &mut until);
+        if !came && machine::sstc() {
+            let _ = sbi::call(sbi::BASE, 0, [0; 5]);
+        }
+        came
+    })
 }
 
 fn each(test: fn(Source) -> Outcome) -> Outcome {
@@ -88,7 +102,7 @@ fn comes(source: Source, idle: fn()) -> Outcome {
         let before = trap::taken(Irq::Timer);
         let at = now() + ms(delay);
         source.set(at);
-        let came = wait_ms(delay + 2000, || {
+        let came = wait(|| {
             if trap::taken(Irq::Timer) == before {
                 idle();
             }
