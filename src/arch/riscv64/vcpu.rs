@@ -120,11 +120,11 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
         match (access.decoded(self), done) {
             (_, Completion::Retry) => {}
             (_, Completion::Fault(fault)) => {
-                let cause = match fault {
-                    GuestFault::Bus => access.fault,
-                    GuestFault::Undefined => super::csr::cause::ILLEGAL,
-                };
-                self.raise(cause, self.frame.trap.value);
+                match fault {
+                    GuestFault::Bus => self.raise(access.fault, self.frame.trap.value),
+                    // 0: the instruction is not told (§12.1.9).
+                    GuestFault::Undefined => self.raise(super::csr::cause::ILLEGAL, 0),
+                }
             }
             (Some((access, insn)), Completion::Read(raw)) => {
                 let crate::vcpu::AccessOp::Read(target) = access.op else {
