@@ -348,6 +348,10 @@ impl<H: AxVMHal, P: Hart> AxArchVCpu for RiscvVCpu<H, P> {
         self.fp.replace(&mut self.hart, &mut self.frame.sstatus, &state.fp);
         self.timer.set::<H>(&mut self.hart, Self::frequency(), state.timer);
         self.csrs = state.csrs;
+        if self.timer.has_sstc() {
+            // The hart itself shows what is due: a bit of a hart without Sstc would stay for ever.
+            self.csrs.hvip &= !irq::VSTI;
+        }
         self.csrs.write(&mut self.hart);
         Ok(())
     }
