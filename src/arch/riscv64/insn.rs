@@ -66,6 +66,26 @@ pub fn from_memory(raw: u32) -> Option<MemInsn> {
     if raw & 3 == 3 { standard(raw, 4) } else { compressed(raw as u16) }
 }
 
+/// The base register of a load or store as [`from_memory`] decodes it, and its offset modulo 8.
+pub fn base(raw: u32) -> (u8, u64) {
+    let bits = |at: u32, mask: u32| raw >> at & mask;
+    let short = 8 + bits(7, 7) as u8;
+    // Offsets of compressed instructions are multiples of the width, their bits not in a row.
+    let (base, offset) = match (raw & 3, bits(13, 7)) {
+        (3, _) if raw & 0x7f == STORE => (reg(raw, 15), bits(7, 7)),
+        (3, _) => (reg(raw, 15), bits(20, 7)),
+        (2, 2) => (2, bits(4, 1) << 2),
+        (2, 6) => (2, bits(9, 1) << 2),
+        (2, _) => (2, 0),
+        (_, 2 | 6) => (short, bits(6, 1) << 2),
+        // Of halfwords bit 6 is part of the operation.
+        (_, 4) if raw >> 10 & 1 != 0 => (short, bits(5, 1) << 1),
+        (_, 4) => (short, bits(5, 1) << 1 | bits(6, 1)),
+        _ => (short, 0),
+    };
+    (base, offset.into())
+}
+
 const fn reg(raw: u32, at: u32) -> u8 {
     (raw >> at & 0x1f) as u8
 }

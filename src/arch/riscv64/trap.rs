@@ -80,7 +80,7 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
         let insn = match (access, trap.insn) {
             (Access::Fetch, _) => None,
             (_, 0) => match self.fetch() {
-                Some(raw) => insn::from_memory(raw),
+                Some(raw) => insn::from_memory(raw).filter(|_| self.begins_at(raw, trap.value)),
                 // The code is gone: another vCPU has changed the page tables. The guest meets
                 // that when it executes the instruction again.
                 None => return VcpuExit::Nothing,
@@ -91,6 +91,14 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
         self.pending = Pending::Access(pending);
         let insn = pending.decoded(self).map(|(access, _)| access);
         VcpuExit::MemFault(MemFault { gpa: gpa(trap.value & 3), access, walk: false, insn })
+    }
+
+    /// Whether a load or store accesses `addr` with its first byte. What began in the page before is
+    /// reported at the begin of the page that faulted, less than 8 bytes later (§12.1.9).
+    #[cold]
+    fn begins_at(&self, raw: u32, addr: u64) -> bool {
+        let (base, offset) = insn::base(raw);
+        (self.gpr(base).wrapping_add(offset) ^ addr) & 7 == 0
     }
 
     /// The instruction at the program counter, of which those of 16 bits have 0 above.
