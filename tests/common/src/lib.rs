@@ -36,7 +36,9 @@ pub use device::{TestDevice, Touch};
 pub use execute::{NO_SUCH_CPU, cpu_status_code, cpu_up_code};
 pub use format::{Ept, GStage, HwNpt, Stage2};
 pub use hal::{Frames, MockHal, enable_pcpus, fail_every_allocation, on_pcpu, pcpu, set_pcpu};
-pub use hart::{Guest, HartConfig, Harts, MockCpu, MockHart, Touched};
+pub use hart::{
+    Guest, HartConfig, Harts, MockCpu, MockHart, Touched, exception, guest_page_fault, interrupt,
+};
 pub use irq::{ScriptedIrq, ScriptedPerCpu, VECTORS};
 pub use logger::{LogCapture, LogRecord};
 pub use machine::{Machine, MachineConfig, PATIENCE};

@@ -1,6 +1,6 @@
 //! The guest's side of a hart, for scripts.
 
-use axvm::arch::riscv64::{Csr, Frame};
+use axvm::arch::riscv64::{Csr, Frame, Trap};
 
 use super::{
     MockCpu,
@@ -71,4 +71,19 @@ impl Guest<'_> {
         let vsstatus = self.cpu.get(Csr::Vsstatus);
         self.cpu.put(Csr::Vsstatus, vsstatus | FS);
     }
+}
+
+/// An exception with `stval`, which `htval` and `htinst` say nothing of.
+pub fn exception(cause: u64, value: u64) -> Trap {
+    Trap { cause, value, gpa: 0, insn: 0 }
+}
+
+/// A physical interrupt.
+pub fn interrupt(cause: u64) -> Trap {
+    exception(1 << 63 | cause, 0)
+}
+
+/// A guest-page fault with `htinst`; the guest-virtual address ends like the guest-physical one.
+pub fn guest_page_fault(cause: u64, gpa: u64, insn: u64) -> Trap {
+    Trap { cause, value: 0xffff_ffd0_0000_0000 | gpa & 0xfff, gpa: gpa >> 2, insn }
 }

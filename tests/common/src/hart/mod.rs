@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use axvm::arch::riscv64::Hart;
 
 pub use cpu::{MockCpu, Touched};
-pub use guest::Guest;
+pub use guest::{Guest, exception, guest_page_fault, interrupt};
 
 /// What a hart has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
