@@ -53,7 +53,7 @@ fn what_concerns_the_vcpu_alone_is_served_at_once() {
         (0x10, 3, HSM, (0, 1)),
         (0x10, 3, SRST, (0, 1)),
         (0x10, 3, DBCN, (0, 1)),
-        (0x10, 3, 0x504d_55, (0, 0)), // PMU
+        (0x10, 3, 0x50_4d55, (0, 0)), // PMU
         (0x10, 4, 0, (0, 0)),
         (0x10, 7, 0, (NOT_SUPPORTED, 0)),
         (TIME, 0, 1_000_000, (0, 0)),
@@ -197,7 +197,7 @@ fn a_suspension_that_keeps_its_state_goes_on_behind_the_call() {
 fn clearing_an_ipi_tells_whether_there_was_one() {
     for pending in [0, 1] {
         let mut vcpu = bound::<NoSstc>();
-        put::<NoSstc>(Csr::Hvip, VSEI | pending * VSSI);
+        put::<NoSstc>(Csr::Hvip, VSEI | (pending * VSSI));
         assert_eq!(ecall(&mut vcpu, 3, 0, [9, JUNK, JUNK]), SERVED);
         assert_eq!(result(&mut vcpu), (pending, JUNK));
         assert_eq!(get::<NoSstc>(Csr::Hvip), VSEI);

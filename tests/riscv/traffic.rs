@@ -2,7 +2,7 @@
 //! cycles, and more where the host is itself a guest.
 
 use axvm::arch::riscv64::{Csr, Trap};
-use axvm::vcpu::{AxArchVCpu, Completion, VcpuExit};
+use axvm::vcpu::{AxArchVCpu, Completion};
 use axvm_testkit::{Guest, MockHart, Touched};
 
 use crate::support::*;
@@ -35,7 +35,8 @@ fn traffic<P: MockHart>(
 fn an_exit_that_is_served_costs_no_register_but_time() {
     fn check<P: MockHart>(timer: bool, want: &[Touched]) {
         let call = |guest: &mut Guest<'_>| {
-            (guest.set_reg(16, 0), guest.set_reg(17, 0x10));
+            guest.set_reg(16, 0);
+            guest.set_reg(17, 0x10);
             exception(10, 0)
         };
         assert_eq!(traffic::<P>(timer, call, None), want, "a call");
@@ -57,7 +58,9 @@ fn an_exit_that_is_served_costs_no_register_but_time() {
 #[test]
 fn setting_the_timer_costs_one_register_with_sstc_and_three_without() {
     let set = |guest: &mut Guest<'_>| {
-        (guest.set_reg(10, 1 << 41), guest.set_reg(16, 0), guest.set_reg(17, 0x5449_4d45));
+        guest.set_reg(10, 1 << 41);
+        guest.set_reg(16, 0);
+        guest.set_reg(17, 0x5449_4d45);
         exception(10, 0)
     };
     assert_eq!(traffic::<Sstc>(false, set, None), [Touched::Changed(Csr::Vstimecmp)]);
@@ -88,9 +91,4 @@ fn a_vcpu_that_does_not_use_floating_point_is_switched_by_a_fixed_number_of_acce
 fn an_exception_is_delivered_by_six_accesses() {
     let touched = traffic::<Sstc>(false, |_| exception(15, 0), None);
     assert_eq!(touched.len(), 6, "{touched:?}");
-    let exit = {
-        let mut vcpu = bound::<Sstc>();
-        run(&mut vcpu, |_| exception(15, 0))
-    };
-    assert!(matches!(exit, VcpuExit::Served(_)));
 }

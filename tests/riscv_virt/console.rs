@@ -1,6 +1,6 @@
 //! The console, by the 16550 with its interrupt and by the firmware.
 
-use axvm::arch::riscv64::Csr;
+use axvm::{arch::riscv64::Csr, config::EmulatedDeviceConfig, device::EmuDeviceType};
 use axvm_testkit::MockHart;
 
 use crate::support::*;
@@ -122,4 +122,19 @@ fn an_access_to_a_device_touches_no_register_of_the_hart() {
     });
     machine.vm.run_vcpu(0).unwrap();
     assert!(Hart::with(|cpu| cpu.is_done()));
+}
+
+/// Without an interrupt controller its interrupt leads nowhere; the guest polls.
+#[test]
+fn a_uart_without_a_plic_is_polled() {
+    let uart = device("uart", EmuDeviceType::Console, UART, 0x100);
+    let config = bare(1).with_emu_device(EmulatedDeviceConfig { irq_id: UART_IRQ, ..uart });
+    let (machine, terminal) = booted(config);
+    store(&machine, UART + 1, 1, true);
+    terminal.type_in("x");
+    machine.notify_input();
+    assert_eq!(hvip_at_entry(&machine), 0);
+    assert_eq!(load(&machine, UART, true), b'x'.into());
+    store(&machine, UART, b'y'.into(), true);
+    assert_eq!(terminal.take(), "y");
 }

@@ -38,25 +38,42 @@ fn text<'a>(tree: &Fdt<'a>, node: &str, name: &str) -> &'a str {
     std::str::from_utf8(value).unwrap().trim_end_matches('\0')
 }
 
-/// A kernel of each format, where its bytes are to be found, and where it begins.
-fn kernels() -> Vec<(&'static str, Vec<u8>, usize, Vec<u8>, usize)> {
+/// A kernel's file, and what is to be found where.
+struct Kernel {
+    format: &'static str,
+    file: Vec<u8>,
+    at: usize,
+    content: Vec<u8>,
+    entry: usize,
+}
+
+/// One of each format.
+fn kernels() -> [Kernel; 3] {
     let image = riscv_image(0x3000, 0x20_0000, 0x8000);
     let flat = vec![0x13; 0x1801];
-    let at = RAM as u64 + 0x10_0000;
-    let program = elf(at + 0x40, &[segment(at, 0x1234, 0x2000)]);
-    vec![
-        ("Image", image.clone(), KERNEL, image, KERNEL),
-        ("flat", flat.clone(), KERNEL, flat, KERNEL),
+    let at = RAM + 0x10_0000;
+    let entry = at + 0x40;
+    let program = elf(entry as u64, &[segment(at as u64, 0x1234, 0x2000)]);
+    let same = |format, file: Vec<u8>| Kernel {
+        format,
+        at: KERNEL,
+        content: file.clone(),
+        entry: KERNEL,
+        file,
+    };
+    [
+        same("Image", image),
+        same("flat", flat),
         // The file says where; the configuration does not count.
-        ("ELF", program, at as usize, vec![filler(0); 0x1234], at as usize + 0x40),
+        Kernel { format: "ELF", file: program, at, content: vec![filler(0); 0x1234], entry },
     ]
 }
 
 #[test]
 fn images_of_every_format_are_loaded_and_told_to_the_guest() {
-    for (format, kernel, at, content, entry) in kernels() {
+    for Kernel { format, file, at, content, entry } in kernels() {
         let initrd: &'static [u8] = vec![0x1d; 0x2345].leak();
-        let images = Images { kernel: kernel.leak(), initrd: Some(initrd), dtb: None };
+        let images = Images { kernel: file.leak(), initrd: Some(initrd), dtb: None };
         let mut config = config(2);
         config.image.cmdline = Some("console=ttyS0".into());
         let (machine, _) = booted_on::<Hal, Hart>(config, images);
