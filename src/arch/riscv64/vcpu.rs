@@ -119,11 +119,11 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
         match (access.decoded(self), done) {
             (_, Completion::Retry) => {}
             (_, Completion::Fault(fault)) => {
-                let cause = match fault {
-                    GuestFault::Bus => access.fault,
-                    GuestFault::Undefined => super::csr::cause::ILLEGAL,
-                };
-                self.raise(cause, self.frame.trap.value);
+                match fault {
+                    GuestFault::Bus => self.raise(access.fault, self.frame.trap.value),
+                    // 0: the instruction is not told (§12.1.9).
+                    GuestFault::Undefined => self.raise(super::csr::cause::ILLEGAL, 0),
+                }
             }
             (Some((access, insn)), Completion::Read(raw)) => {
                 let crate::vcpu::AccessOp::Read(target) = access.op else {
@@ -348,6 +348,10 @@ impl<H: AxVMHal, P: Hart> AxArchVCpu for RiscvVCpu<H, P> {
         self.fp.replace(&mut self.hart, &mut self.frame.sstatus, &state.fp);
         self.timer.set::<H>(&mut self.hart, Self::frequency(), state.timer);
         self.csrs = state.csrs;
+        if self.timer.has_sstc() {
+            // The hart itself shows what is due: a bit of a hart without Sstc would stay for ever.
+            self.csrs.hvip &= !irq::VSTI;
+        }
         self.csrs.write(&mut self.hart);
         Ok(())
     }
