@@ -67,7 +67,7 @@ pub struct AxVM<H: AxVMHal, A: AxArchVCpu = NativeVCpu<H>> {
     plan: Vec<(GpaRange, MappingFlags, Source)>,
     loader: Mutex<Option<Loader<H, A>>>,
     /// What the guest prints by calls to its firmware goes here.
-    console: spin::Once<Arc<dyn CharBackend>>,
+    console: spin::Once<Mutex<Arc<dyn CharBackend>>>,
 }
 
 /// What runs: the vCPUs and their memory.
