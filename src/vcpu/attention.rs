@@ -63,6 +63,12 @@ impl Attention {
         self.waits(!Self::SLEEPING)
     }
 
+    /// Whether a reason is waiting for which it is worth to run. A fence is none: it waits for the
+    /// next entry.
+    pub(crate) fn wants_run(&self) -> bool {
+        self.waits(!(Self::SLEEPING | Self::FENCES))
+    }
+
     /// The owner goes to sleep, unless there is a reason not to. After `true`, the first
     /// [`raise`](Self::raise) returns true.
     pub(crate) fn try_sleep(&self) -> bool {
