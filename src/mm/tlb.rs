@@ -212,20 +212,7 @@ impl<T: NestedTlb> GuestTlb<T> {
     /// The entries and exits of a vCPU that runs on physical CPU `pcpu`; none when there is no
     /// such vCPU.
     pub(crate) fn entrant(&self, vcpu: usize, pcpu: usize) -> Option<Entrant<'_, T>> {
-        Some(Entrant { tlb: self, slot: self.slots.get(vcpu)?, pcpu })
-    }
-
-    /// Notes that the vCPU runs on physical CPU `pcpu` from now on; true when another of the VM's
-    /// ran there since it did, whose translations by the guest's own tables may be cached there
-    /// under the same tag.
-    pub(crate) fn takes_over(&self, vcpu: usize, pcpu: usize) -> bool {
-        let Some(last) = self.last_on.get(pcpu) else { return true };
-        // Only this CPU writes: no read-modify-write needed.
-        let other = last.load(Ordering::Relaxed) != vcpu;
-        if other {
-            last.store(vcpu, Ordering::Relaxed);
-        }
-        other
+        Some(Entrant { tlb: self, slot: self.slots.get(vcpu)?, vcpu, pcpu })
     }
 
     /// The physical CPU in which the vCPU is in the guest or about to be.
@@ -336,10 +323,27 @@ impl<T: NestedTlb> GuestTlb<T> {
 pub(crate) struct Entrant<'a, T> {
     tlb: &'a GuestTlb<T>,
     slot: &'a Slot,
+    vcpu: usize,
     pcpu: usize,
 }
 
 impl<T: NestedTlb> Entrant<'_, T> {
+    /// Whether another of the VM's vCPUs ran on this CPU since this one did, whose translations by
+    /// the guest's own tables may be cached here under the same tag.
+    pub(crate) fn takes_over(&self) -> bool {
+        let last = self.tlb.last_on.get(self.pcpu);
+        // Only this CPU writes it.
+        last.is_none_or(|last| last.load(Ordering::Relaxed) != self.vcpu)
+    }
+
+    /// The translations by the guest's own tables are forgotten here; those that are cached from
+    /// now on are this vCPU's.
+    pub(crate) fn took_over(&self) {
+        if let Some(last) = self.tlb.last_on.get(self.pcpu) {
+            last.store(self.vcpu, Ordering::Relaxed);
+        }
+    }
+
     /// First half of an entry: the vCPU says that it is about to enter. Whatever is requested of
     /// it from now on, it sees either in what it reads after this call or by a kick.
     #[inline]
@@ -353,7 +357,7 @@ impl<T: NestedTlb> Entrant<'_, T> {
     /// CPU must be the announced one, and stay so until [`leave`](Self::leave).
     #[inline]
     pub(crate) fn enter(&self, cpus: &impl VmidUser) -> u16 {
-        let Self { tlb, slot, pcpu } = *self;
+        let Self { tlb, slot, pcpu, .. } = *self;
         // The counter before the VMID: who reads a new VMID late counts as one who has the old.
         let mut seen = tlb.requests.load(Ordering::Acquire);
         let mut vmid = Vmid::unpack(tlb.vmid.load(Ordering::Acquire));
