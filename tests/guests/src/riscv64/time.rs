@@ -37,6 +37,17 @@ pub fn spin(duration: u64) {
     while now() < end {}
 }
 
+/// Sleeps until an interrupt that is enabled, or the timer, is pending: so many milliseconds at most.
+/// Call it with interrupts closed.
+pub fn nap(limit: u64) {
+    let enabled = csr::read!("sie");
+    Source::best().set(now() + ms(limit));
+    csr::set!("sie", csr::STI);
+    super::memory::wait_for_interrupt();
+    csr::write!("sie", enabled);
+    Source::best().set(u64::MAX);
+}
+
 /// How a timer interrupt is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {

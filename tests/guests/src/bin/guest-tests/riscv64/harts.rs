@@ -6,12 +6,12 @@ use axvm_guests::{
         harts::{self, Meeting},
         insn::{ECALL, attempt},
         machine,
-        memory::{self, FREE, NOTHING},
+        memory::{FREE, NOTHING},
         sbi::{
             self, ALREADY_AVAILABLE, HSM, INVALID_ADDRESS, INVALID_PARAM, NOT_SUPPORTED, call,
             hart_status,
         },
-        time::{spin, wait},
+        time::{self, spin, wait},
         trap::{self, Irq},
         uart,
     },
@@ -46,7 +46,8 @@ fn start_at(hart: u64, entry: u64, arg: u64) -> i64 {
 
 fn a_hart_that_does_not_exist_has_no_state() -> Outcome {
     ensure_eq!(hart_status(machine::hart(0)).unwrap_or(99), 0, "its own state");
-    for hart in [999, 1 << 32, u64::MAX] {
+    // Other firmware may take 32 bits for the number.
+    for hart in [999, if sbi::is_axvm() { 1 << 32 } else { 998 }, u64::MAX] {
         let status = error(hart_status(hart));
         ensure!(status == INVALID_PARAM, "the state of hart {hart:#x}: {status}");
         let start = start_at(hart, FREE, 0);
@@ -145,7 +146,7 @@ fn answer_calls() -> Outcome {
         if call % 2 == 0 {
             trap::close();
             if trap::taken(Irq::Software) < call {
-                memory::wait_for_interrupt();
+                time::nap(10_000);
             }
             trap::open();
         }
