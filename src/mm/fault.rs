@@ -61,7 +61,7 @@ impl<H: AxVMHal, F: NptFormat, T: NestedTlb> AddrSpace<H, F, T> {
 
     /// Makes sure that RAM is mapped at `gpa`, for a copy by the host that needs `access`.
     #[cold]
-    pub(super) fn populate_for_host(&self, gpa: GuestPhysAddr, access: MappingFlags) -> AxResult {
+    pub(crate) fn populate_for_host(&self, gpa: GuestPhysAddr, access: MappingFlags) -> AxResult {
         let mut inner = self.lock();
         let device = |region: &Region| region.flags.contains(MappingFlags::DEVICE);
         if inner.regions.find(gpa).is_none_or(device) {

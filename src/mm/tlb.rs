@@ -215,25 +215,7 @@ impl<T: NestedTlb> GuestTlb<T> {
     /// The entries and exits of a vCPU that runs on physical CPU `pcpu`; none when there is no
     /// such vCPU.
     pub(crate) fn entrant(&self, vcpu: usize, pcpu: usize) -> Option<Entrant<'_, T>> {
-        Some(Entrant { tlb: self, slot: self.slots.get(vcpu)?, pcpu })
-    }
-
-    /// Notes that the vCPU runs on physical CPU `pcpu` from now on; true when it comes from
-    /// another, or another of the VM's vCPUs ran there since it did. What that CPU has cached for
-    /// the guest, under a tag that its vCPUs share, may then be another vCPU's, or be older than
-    /// what this one has fenced elsewhere.
-    pub(crate) fn takes_over(&self, vcpu: usize, pcpu: usize) -> bool {
-        let (Some(last), Some(slot)) = (self.last_on.get(pcpu), self.slots.get(vcpu)) else {
-            return true;
-        };
-        // Only this CPU, and only the vCPU's owner, write: no read-modify-write needed.
-        let same =
-            last.load(Ordering::Relaxed) == vcpu && slot.ran_on.load(Ordering::Relaxed) == pcpu;
-        if !same {
-            last.store(vcpu, Ordering::Relaxed);
-            slot.ran_on.store(pcpu, Ordering::Relaxed);
-        }
-        !same
+        Some(Entrant { tlb: self, slot: self.slots.get(vcpu)?, vcpu, pcpu })
     }
 
     /// The physical CPU in which the vCPU is in the guest or about to be.
@@ -344,10 +326,29 @@ impl<T: NestedTlb> GuestTlb<T> {
 pub(crate) struct Entrant<'a, T> {
     tlb: &'a GuestTlb<T>,
     slot: &'a Slot,
+    vcpu: usize,
     pcpu: usize,
 }
 
 impl<T: NestedTlb> Entrant<'_, T> {
+    /// Whether the vCPU comes from another CPU, or another of the VM's vCPUs ran on this one since
+    /// it did. What this CPU has cached for the guest, under a tag that its vCPUs share, may then be
+    /// another vCPU's, or be older than what this one has fenced elsewhere.
+    pub(crate) fn takes_over(&self) -> bool {
+        let last = self.tlb.last_on.get(self.pcpu);
+        // Only this CPU writes the one, only the vCPU's owner the other.
+        last.is_none_or(|last| last.load(Ordering::Relaxed) != self.vcpu)
+            || self.slot.ran_on.load(Ordering::Relaxed) != self.pcpu
+    }
+
+    /// All that is forgotten here; what is cached from now on is this vCPU's.
+    pub(crate) fn took_over(&self) {
+        if let Some(last) = self.tlb.last_on.get(self.pcpu) {
+            last.store(self.vcpu, Ordering::Relaxed);
+            self.slot.ran_on.store(self.pcpu, Ordering::Relaxed);
+        }
+    }
+
     /// First half of an entry: the vCPU says that it is about to enter. Whatever is requested of
     /// it from now on, it sees either in what it reads after this call or by a kick.
     #[inline]
@@ -361,7 +362,7 @@ impl<T: NestedTlb> Entrant<'_, T> {
     /// CPU must be the announced one, and stay so until [`leave`](Self::leave).
     #[inline]
     pub(crate) fn enter(&self, cpus: &impl VmidUser) -> u16 {
-        let Self { tlb, slot, pcpu } = *self;
+        let Self { tlb, slot, pcpu, .. } = *self;
         // The counter before the VMID: who reads a new VMID late counts as one who has the old.
         let mut seen = tlb.requests.load(Ordering::Acquire);
         let mut vmid = Vmid::unpack(tlb.vmid.load(Ordering::Acquire));

@@ -150,6 +150,15 @@ pub trait AxArchVCpu: Sized + Send + 'static {
     /// `InvalidInput` when the architecture cannot begin there.
     fn power_on(&mut self, entry: GuestPhysAddr, arg: u64) -> AxResult;
 
+    /// As [`power_on`](Self::power_on), for a vCPU that suspends itself and loses its state. What
+    /// ends the suspension stays: its timer, interrupts that are pending, and which it wants.
+    ///
+    /// # Errors
+    /// As for `power_on`; nothing is changed then.
+    fn resume(&mut self, entry: GuestPhysAddr, arg: u64) -> AxResult {
+        self.power_on(entry, arg)
+    }
+
     /// When the guest's own timers next need the host to bring the vCPU back, in nanoseconds of
     /// the host's clock. A deadline that is due is not reported: the backend shows it to the
     /// guest at the next entry, and [`has_wakeup`](Self::has_wakeup) says so.

@@ -63,8 +63,9 @@ impl Attention {
         self.waits(!Self::SLEEPING)
     }
 
-    /// Whether a reason is waiting that the vCPU should run for. A fence is none.
-    pub(crate) fn has_work(&self) -> bool {
+    /// Whether a reason is waiting for which it is worth to run. A fence is none: it waits for the
+    /// next entry.
+    pub(crate) fn wants_run(&self) -> bool {
         self.waits(!(Self::SLEEPING | Self::FENCES))
     }
 

@@ -11,6 +11,7 @@ use crate::{
     device::CharBackend,
     hal::AxVMHal,
     mm::{GuestPhysAddr, MappingFlags},
+    sync::Mutex,
     vcpu::{AxArchVCpu, ConsoleCall},
 };
 
@@ -20,7 +21,8 @@ const MOST: u64 = 4096;
 const CHUNK: usize = 256;
 
 impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
-    /// Gives the firmware's console a backend; without one, what the guest prints is lost.
+    /// Gives the firmware's console a backend; without one, what the guest prints is lost. It is
+    /// called by one vCPU at a time, for the whole of what that one prints.
     ///
     /// # Errors
     /// `AlreadyExists` when it has one.
@@ -28,7 +30,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         let mut taken = true;
         self.console.call_once(|| {
             taken = false;
-            backend
+            Mutex::new(backend)
         });
         if taken {
             return ax_err!(AlreadyExists, "the firmware's console has a backend");
@@ -39,7 +41,15 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// Serves a call: the number of bytes, the byte that was read, or 0 (SBI 2.0 §12); none when its
     /// memory is not there, or there is no byte to read.
     pub(super) fn console_call(&self, call: ConsoleCall) -> AxResult<Option<u64>> {
-        let backend = self.console.get();
+        let backend = self.console.get().map(|backend| {
+            loop {
+                match backend.try_lock() {
+                    Some(backend) => break backend,
+                    None => H::relax(),
+                }
+            }
+        });
+        let backend = backend.as_deref();
         match call {
             ConsoleCall::WriteByte(byte) => {
                 if let Some(backend) = backend {
@@ -60,10 +70,8 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
                 Ok(buf.len())
             }),
             ConsoleCall::Read { gpa, len } => self.console_chunks(gpa, len, |at, buf| {
-                // Not read before it is known where to put it: it would be lost.
-                if !self.memory().allows(at, MappingFlags::WRITE) {
-                    return Err(AxError::InvalidInput);
-                }
+                // Not read before there is memory to put it: it would be lost.
+                self.memory().populate_for_host(at, MappingFlags::WRITE)?;
                 let read = backend.map_or(0, |backend| backend.read(buf)).min(buf.len());
                 self.memory().write(at, buf.get(..read).unwrap_or_default())?;
                 Ok(read)
@@ -94,8 +102,9 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
                         return Ok(Some(done as u64));
                     }
                 }
-                Err(AxError::InvalidInput) => break,
-                Err(error) => return Err(error),
+                // The guest calls again for the rest, and the error comes then.
+                Err(error) if done == 0 && error != AxError::InvalidInput => return Err(error),
+                Err(_) => break,
             }
         }
         Ok((done > 0 || len == 0).then_some(done as u64))

@@ -30,7 +30,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     ) -> AxResult<Served> {
         if let Some((entry, arg)) = resume {
             let begun = match self.can_begin(entry) {
-                true => bound.arch().power_on(entry, arg),
+                true => bound.arch().resume(entry, arg),
                 false => Err(AxError::InvalidInput),
             };
             match begun {

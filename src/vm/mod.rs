@@ -67,7 +67,7 @@ pub struct AxVM<H: AxVMHal, A: AxArchVCpu = NativeVCpu<H>> {
     plan: Vec<(GpaRange, MappingFlags, Source)>,
     loader: Mutex<Option<Loader<H, A>>>,
     /// What the guest prints by calls to its firmware goes here.
-    console: spin::Once<Arc<dyn CharBackend>>,
+    console: spin::Once<Mutex<Arc<dyn CharBackend>>>,
 }
 
 /// What runs: the vCPUs and their memory.
@@ -308,8 +308,8 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
     /// A host that puts a halted vCPU to sleep marks it asleep first and asks then, as
     /// [`AxVMHal::wake_vcpu`] may be called before `run_vcpu` has returned.
     pub fn has_work(&self, vcpu_id: usize) -> bool {
-        let raised = |vcpu: &AxVCpuRef<A>| vcpu.attention.has_work();
-        self.core.vcpus.get(vcpu_id).is_some_and(raised) || self.irq.pending(vcpu_id)
+        let wanted = |vcpu: &AxVCpuRef<A>| vcpu.attention.wants_run();
+        self.core.vcpus.get(vcpu_id).is_some_and(wanted) || self.irq.pending(vcpu_id)
     }
 
     /// Exits of one kind, of all vCPUs.

@@ -80,10 +80,9 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         // The controller is asked at the first entry: what it had in the hardware, it must read
         // back, and what is still pending, nobody tells again.
         let irq = EntryState { in_hardware: false, more: true };
-        let tlb = &self.core.space.tlb;
-        let fences = if tlb.takes_over(vcpu.id(), pcpu) { Attention::FENCES } else { 0 };
+        let tlb = self.core.space.tlb.entrant(vcpu.id(), pcpu).ok_or(AxError::InvalidInput)?;
+        let fences = if tlb.takes_over() { Attention::FENCES } else { 0 };
         let mut entry = Entry { vmid: None, timer: None, irq, fences };
-        let tlb = tlb.entrant(vcpu.id(), pcpu).ok_or(AxError::InvalidInput)?;
         let result = self.run_entrant(vcpu, bound, &tlb, &mut entry);
         if entry.fences != 0 {
             // It did not come to an entry after all.
@@ -177,7 +176,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             entry.vmid = Some(vmid);
         }
         if entry.fences != 0 {
-            fence_guest(bound, core::mem::take(&mut entry.fences));
+            fence_guest(bound, tlb, core::mem::take(&mut entry.fences));
         }
         let exit = bound.run();
         if entry.irq.in_hardware {
@@ -223,12 +222,17 @@ struct Entry {
 }
 
 #[cold]
-fn fence_guest<A: AxArchVCpu>(bound: &mut BoundVCpu<'_, A>, fences: u32) {
+fn fence_guest<A: AxArchVCpu>(
+    bound: &mut BoundVCpu<'_, A>,
+    tlb: &Entrant<'_, A::Tlb>,
+    fences: u32,
+) {
     if fences & Attention::FENCE_INSTRUCTIONS != 0 {
         bound.arch().fence(GuestFence::Instructions);
     }
     if fences & Attention::FENCE_TRANSLATIONS != 0 {
         bound.arch().fence(GuestFence::Translations);
+        tlb.took_over();
     }
 }
 

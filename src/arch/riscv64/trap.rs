@@ -83,11 +83,14 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
             Access::Fetch => None,
             _ => insn::from_htinst(trap.insn),
         };
-        if access != Access::Fetch && (insn.is_none() || may_straddle(insn, trap.value)) {
+        let told = trap.insn != 0 && walk.is_none() && !may_straddle(insn, trap.value);
+        if access != Access::Fetch && !told {
             match self.fetch() {
                 Some(raw) => {
                     let (base, offset) = insn::address(raw);
-                    let begins_here = self.gpr(base).wrapping_add_signed(offset) == trap.value;
+                    // What began in the page before is reported less than 8 bytes later (§12.1.9).
+                    let begin = self.gpr(base).wrapping_add_signed(offset);
+                    let begins_here = (begin ^ trap.value) & 7 == 0;
                     insn = insn::from_memory(raw).filter(|_| begins_here && walk.is_none());
                     // A walk's fault is of the type of the access that wanted the translation
                     // (§18.5.1), and an atomic's is a store's. QEMU 7.2 calls both loads.

@@ -92,6 +92,24 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
         self.pending = Pending::Nothing;
     }
 
+    /// The same while bound, with what of interrupts is pending (`hvip`) and wanted (`vsie`).
+    fn begin_bound(
+        &mut self,
+        entry: GuestPhysAddr,
+        arg: u64,
+        pending: u64,
+        wanted: u64,
+    ) -> AxResult {
+        let entry = entry.as_usize() as u64;
+        if entry & 1 != 0 {
+            return Err(AxError::InvalidInput);
+        }
+        self.begin(entry, arg);
+        (self.csrs.hvip, self.csrs.vsie) = (pending, wanted);
+        self.csrs.write(&mut self.hart);
+        Ok(())
+    }
+
     /// A general-purpose register.
     #[inline(always)]
     pub(super) fn gpr(&self, reg: u8) -> u64 {
@@ -119,11 +137,11 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
         match (access.decoded(self), done) {
             (_, Completion::Retry) => {}
             (_, Completion::Fault(fault)) => {
-                let cause = match fault {
-                    GuestFault::Bus => access.fault,
-                    GuestFault::Undefined => super::csr::cause::ILLEGAL,
-                };
-                self.raise(cause, self.frame.trap.value);
+                match fault {
+                    GuestFault::Bus => self.raise(access.fault, self.frame.trap.value),
+                    // 0: the instruction is not told (§12.1.9).
+                    GuestFault::Undefined => self.raise(super::csr::cause::ILLEGAL, 0),
+                }
             }
             (Some((access, insn)), Completion::Read(raw)) => {
                 let crate::vcpu::AccessOp::Read(target) = access.op else {
@@ -288,17 +306,16 @@ impl<H: AxVMHal, P: Hart> AxArchVCpu for RiscvVCpu<H, P> {
     }
 
     fn power_on(&mut self, entry: GuestPhysAddr, arg: u64) -> AxResult {
-        let entry = entry.as_usize() as u64;
-        if entry & 1 != 0 {
-            return Err(AxError::InvalidInput);
-        }
         // The external interrupt is a line, which the interrupt controller holds up or down.
         let line = self.hart.read(Csr::Hvip) & irq::VSEI;
-        self.begin(entry, arg);
-        self.csrs.hvip = line;
-        self.csrs.write(&mut self.hart);
+        self.begin_bound(entry, arg, line, 0)?;
         self.timer.set::<H>(&mut self.hart, Self::frequency(), u64::MAX);
         Ok(())
+    }
+
+    fn resume(&mut self, entry: GuestPhysAddr, arg: u64) -> AxResult {
+        let (pending, wanted) = (self.hart.read(Csr::Hvip), self.hart.read(Csr::Vsie));
+        self.begin_bound(entry, arg, pending, wanted)
     }
 
     fn next_deadline(&mut self) -> Option<u64> {
@@ -348,6 +365,10 @@ impl<H: AxVMHal, P: Hart> AxArchVCpu for RiscvVCpu<H, P> {
         self.fp.replace(&mut self.hart, &mut self.frame.sstatus, &state.fp);
         self.timer.set::<H>(&mut self.hart, Self::frequency(), state.timer);
         self.csrs = state.csrs;
+        if self.timer.has_sstc() {
+            // The hart itself shows what is due: a bit of a hart without Sstc would stay for ever.
+            self.csrs.hvip &= !irq::VSTI;
+        }
         self.csrs.write(&mut self.hart);
         Ok(())
     }
