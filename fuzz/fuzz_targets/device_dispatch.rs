@@ -1,9 +1,11 @@
 //! Devices of all three kinds of address against a list that is searched from the front: which
 //! device gets which access, by the host's calls and by a guest's exits, what the guest's
-//! register holds afterwards, and what is counted.
+//! register holds afterwards, and what is counted. Between them, calls to the firmware.
 
 #![no_main]
 
+#[path = "device_dispatch/calls.rs"]
+mod calls;
 mod common;
 
 use std::{
@@ -23,11 +25,13 @@ use axvm::{
     mm::{ADDRESS_LIMIT, GpaRange, MappingFlags, PAGE_SIZE_4K},
     vcpu::{
         Access, AccessOp, AccessWidth, AxVCpuExitReason, AxVMPerCpu, Completion, DecodedAccess,
-        ExitKind, GuestFault, LoadTarget, MemFault, Port, SysRegAddr, VcpuEvent, VcpuExit,
+        ExitKind, GuestFault, GuestFence, LoadTarget, MemFault, Port, SysRegAddr, VcpuEvent,
+        VcpuExit,
     },
     vm::{AxVM, AxVMRef},
 };
 use axvm_testkit::{Event, MockHal, Step, X86Like, enable_pcpus, mock_hal};
+use calls::{Call, Console};
 use common::{Place, Width};
 use libfuzzer_sys::fuzz_target;
 
@@ -62,6 +66,7 @@ enum Op {
     Host { kind: Kind, addr: Place, width: Width, write: Option<u64> },
     Guest { kind: Kind, addr: Place, what: What, how: How, answer: u64 },
     Instruction { first: (Place, What), second: Option<(Place, What)>, decode: Decode },
+    Call(Call),
     Reset,
 }
 
@@ -302,6 +307,8 @@ struct Test {
     exits: [u64; ExitKind::ALL.len()],
     touched: Vec<Touch>,
     faults: Vec<GuestFault>,
+    fences: Vec<GuestFence>,
+    console: Console,
 }
 
 impl Test {
@@ -339,6 +346,11 @@ impl Test {
         }
         let vm = vm.expect("a VM");
         vm.boot().expect("boot");
+        let console = Console::default();
+        vm.set_firmware_console(console.backend()).expect("it has none");
+        // The first entry on a CPU forgets what others left there.
+        assert_eq!(vm.run_vcpu(0), Ok(AxVCpuExitReason::Halt));
+        Hal::machine().take_trace();
         Some(Self {
             vm,
             devices: Default::default(),
@@ -356,6 +368,8 @@ impl Test {
             exits: [0; ExitKind::ALL.len()],
             touched: Vec::new(),
             faults: Vec::new(),
+            fences: Vec::new(),
+            console,
         })
     }
 
@@ -771,16 +785,28 @@ impl Test {
         let touched = TOUCHED.with_borrow_mut(std::mem::take);
         assert_eq!(touched, self.touched);
         self.touched.clear();
-        let faults =
-            Hal::machine().take_trace().into_iter().filter_map(|record| match record.event {
-                Event::FaultTaken(fault) => Some(fault),
-                _ => None,
-            });
-        assert!(faults.eq(self.faults.drain(..)));
+        let (mut faults, mut fences) = (Vec::new(), Vec::new());
+        for record in Hal::machine().take_trace() {
+            match record.event {
+                Event::FaultTaken(fault) => faults.push(fault),
+                Event::Fence(fence) => fences.push(fence),
+                _ => {}
+            }
+        }
+        assert_eq!(faults, std::mem::take(&mut self.faults));
+        assert_eq!(fences, std::mem::take(&mut self.fences));
         for event in VcpuEvent::ALL {
             assert_eq!(self.vm.events(event), self.events[event as usize], "{event:?}");
         }
-        for kind in [ExitKind::MemFault, ExitKind::Port, ExitKind::SysReg] {
+        for kind in [
+            ExitKind::MemFault,
+            ExitKind::Port,
+            ExitKind::SysReg,
+            ExitKind::CpuStatus,
+            ExitKind::CpuSuspend,
+            ExitKind::RemoteFence,
+            ExitKind::Console,
+        ] {
             assert_eq!(self.vm.exits(kind), self.exits[kind as usize], "{kind:?}");
         }
     }
@@ -811,6 +837,7 @@ impl Test {
                 self.guest(kind, self.resolve(kind, addr), what, how, answer);
             }
             Op::Instruction { first, second, decode } => self.instruction(first, second, decode),
+            Op::Call(call) => self.call(call),
             Op::Reset => self.reset(),
         }
     }

@@ -11,7 +11,10 @@
 #![cfg_attr(not(test), forbid(unsafe_code))]
 
 use alloc::boxed::Box;
-use core::{marker::PhantomData, sync::atomic::AtomicU32 as StaticU32};
+use core::{
+    marker::PhantomData,
+    sync::atomic::{AtomicU32 as StaticU32, AtomicUsize as OwnUsize},
+};
 
 use super::{GpaRange, HostPhysAddr};
 use crate::{
@@ -182,8 +185,9 @@ pub(crate) struct GuestTlb<T> {
     vmid_since: AtomicU64,
     log: Mutex<FlushLog>,
     slots: Box<[Slot]>,
-    /// Which vCPU ran last on each physical CPU; changes when vCPUs take turns.
-    last_on: [AtomicUsize; MAX_PCPUS],
+    /// Which vCPU ran last on each physical CPU; changes when vCPUs take turns. Each is its CPU's
+    /// own, so loom has nothing to look at.
+    last_on: [OwnUsize; MAX_PCPUS],
     tlb: PhantomData<fn() -> T>,
 }
 
@@ -203,7 +207,7 @@ impl<T: NestedTlb> GuestTlb<T> {
             vmid_since: AtomicU64::new(0),
             log: Mutex::new(FlushLog { ranges: [None; LOG], newest: 0 }),
             slots: (0..vcpus).map(slot).collect(),
-            last_on: core::array::from_fn(|_| AtomicUsize::new(usize::MAX)),
+            last_on: [const { OwnUsize::new(usize::MAX) }; MAX_PCPUS],
             tlb: PhantomData,
         }
     }

@@ -1,10 +1,15 @@
-//! The lifecycle, checked by loom in every order.
+//! The lifecycle, and fences of other vCPUs, checked by loom in every order.
 
 use loom::{sync::Arc, thread};
 
 use super::EndReason;
 use super::lifecycle::{Lifecycle, VMStatus};
-use crate::sync::atomic::{AtomicU8, Ordering, fence};
+use crate::{
+    arch::NoTlb,
+    mm::tlb::GuestTlb,
+    sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence},
+    vcpu::{Attention, Hardware},
+};
 
 fn two<R: 'static>(
     shared: &Arc<Lifecycle>,
@@ -117,5 +122,114 @@ fn loom_the_last_one_out_terminates() {
             thread.join().unwrap();
         }
         assert_eq!(vm.state.status(), VMStatus::Terminated);
+    });
+}
+
+static HARDWARE: Hardware = Hardware::new(4);
+
+/// A guest that changed something that its vCPU 0 may have cached.
+struct Fenced {
+    tlb: GuestTlb<NoTlb>,
+    attention: Attention,
+    /// What the guest's page tables say.
+    mapping: AtomicUsize,
+    /// The call to fence has returned.
+    returned: AtomicBool,
+}
+
+const OLD: usize = 1;
+const NEW: usize = 2;
+
+impl Fenced {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            tlb: GuestTlb::new(0.into(), 1),
+            attention: Attention::new(),
+            mapping: AtomicUsize::new(OLD),
+            returned: AtomicBool::new(false),
+        })
+    }
+
+    /// `AxVM::remote_fence`, by a vCPU that is outside.
+    fn call(&self, reason: u32) {
+        self.attention.raise_quietly(reason);
+        fence(Ordering::SeqCst);
+        while self.attention.waits(reason) && self.tlb.inside(0).is_some() {
+            thread::yield_now();
+        }
+    }
+
+    /// `AxVM::enter`, with so many instructions in the guest.
+    fn enter(&self, cached: &mut Option<usize>, instructions: usize) {
+        let entrant = self.tlb.entrant(0, 0).unwrap();
+        let mut fences = 0;
+        loop {
+            fences |= self.attention.take() & Attention::FENCES;
+            entrant.announce();
+            if !self.attention.is_raised() {
+                break;
+            }
+            entrant.leave();
+        }
+        entrant.enter(&HARDWARE);
+        if fences & Attention::FENCE_TRANSLATIONS != 0 {
+            *cached = None;
+        }
+        for _ in 0..instructions {
+            // Looked at first: what is executed now is executed after the return.
+            let returned = self.returned.load(Ordering::Acquire);
+            let used = *cached.get_or_insert_with(|| self.mapping.load(Ordering::Relaxed));
+            assert!(!returned || used == NEW, "executed with what was to be forgotten");
+        }
+        entrant.leave();
+    }
+}
+
+/// A caller against a target that comes and goes.
+#[test]
+fn loom_a_fence_that_returned_is_done_before_the_target_executes_another_instruction() {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(|| {
+        let guest = Fenced::new();
+        let target = {
+            let guest = guest.clone();
+            thread::spawn(move || {
+                let mut cached = None;
+                guest.enter(&mut cached, 2);
+                guest.enter(&mut cached, 1);
+            })
+        };
+        guest.mapping.store(NEW, Ordering::Relaxed);
+        guest.call(Attention::FENCE_TRANSLATIONS);
+        guest.returned.store(true, Ordering::Release);
+        target.join().unwrap();
+    });
+}
+
+/// Another caller raises the same reason meanwhile: taken for the one, it counts for both.
+#[test]
+fn loom_of_two_fences_at_once_neither_returns_early() {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(2);
+    builder.check(|| {
+        let guest = Fenced::new();
+        let other = {
+            let guest = guest.clone();
+            thread::spawn(move || guest.attention.raise_quietly(Attention::FENCE_TRANSLATIONS))
+        };
+        let target = {
+            let guest = guest.clone();
+            thread::spawn(move || {
+                let mut cached = None;
+                guest.enter(&mut cached, 1);
+                guest.enter(&mut cached, 1);
+            })
+        };
+        guest.mapping.store(NEW, Ordering::Relaxed);
+        guest.call(Attention::FENCE_TRANSLATIONS);
+        guest.returned.store(true, Ordering::Release);
+        other.join().unwrap();
+        target.join().unwrap();
     });
 }

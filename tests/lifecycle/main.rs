@@ -5,6 +5,7 @@ mod allocations;
 mod cycles;
 mod ends;
 mod errors;
+mod fences;
 mod reset;
 mod states;
 mod threads;

@@ -47,6 +47,7 @@ mod model;
 mod permissions;
 mod regions;
 mod tlb;
+mod turns;
 mod vmid;
 
 use crate::host::{Host, spawn};

@@ -13,10 +13,20 @@ use axvm::{
     vcpu::{Access, MemFault},
 };
 use axvm_testkit::{
-    Event, Frames, Machine, MachineConfig, MockHal, Step, X86Like, on_pcpu, services,
+    Event, Flush, Frames, Machine, MachineConfig, MockHal, Step, X86Like, on_pcpu, services,
 };
 
 use crate::*;
+
+mod no_bits {
+    use super::{
+        every_vm_has_vmid_0_and_a_change_of_vm_empties_the_tlb,
+        vms_with_too_few_vmids_on_several_cpus_never_meet_a_stale_entry,
+    };
+    for_each_kind!(vmid_bits 0:
+        every_vm_has_vmid_0_and_a_change_of_vm_empties_the_tlb,
+        vms_with_too_few_vmids_on_several_cpus_never_meet_a_stale_entry);
+}
 
 mod one_bit {
     use super::vms_with_too_few_vmids_on_several_cpus_never_meet_a_stale_entry;
@@ -67,6 +77,34 @@ fn vms_that_take_turns_get_vmids_of_a_new_generation<H: MockHal, A: Kind>() {
         ids.into_iter().next()
     };
     assert!(given(0) != given(1) && given(1) != given(2) && given(0) != given(2));
+}
+
+fn every_vm_has_vmid_0_and_a_change_of_vm_empties_the_tlb<H: MockHal, A: Kind>() {
+    let make =
+        |id| boot::<H, A>(AxVMConfig::new(id, "none").with_memory(GPA, 4 * K4, RW, MapAlloc));
+    let vms: Vec<_> = (0..3).map(make).collect();
+    let vmids = A::hardware().vmids();
+    for round in 0..20u64 {
+        for (id, vm) in vms.iter().enumerate() {
+            on_pcpu((round as usize + id) % 2, || {
+                let before = vmids.generation();
+                H::machine().tlb().take_log();
+                let old = if round == 0 { 0 } else { round * 8 + id as u64 };
+                assert_eq!(guest_load(vm, 0, GPA), old, "VM {id} sees another's memory");
+                assert_eq!(vmids.generation(), before + 1, "VM {id} after another");
+                assert!(H::machine().tlb().take_log().contains(&(pcpu(), Flush::All)));
+                // As long as no other comes, it keeps what it has.
+                guest_store(vm, 0, GPA, (round + 1) * 8 + id as u64);
+                assert_eq!(vmids.generation(), before + 1);
+                assert!(!H::machine().tlb().take_log().contains(&(pcpu(), Flush::All)));
+            });
+        }
+    }
+    let given = H::machine().take_trace().into_iter().filter_map(|record| match record.event {
+        Event::SetVmid(vmid) => Some(vmid),
+        _ => None,
+    });
+    assert!(given.collect::<Vec<_>>().iter().all(|&vmid| vmid == 0));
 }
 
 /// A guest that writes its VM's mark to its pages and finds nothing else there.

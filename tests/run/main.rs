@@ -1,6 +1,8 @@
 //! What `run_vcpu` serves, what it returns, and what it counts.
 
+mod console;
 mod controller;
+mod fence;
 mod forward;
 mod halt;
 mod irq;
@@ -8,4 +10,7 @@ mod mmio;
 mod nothing;
 mod ports;
 mod power;
+mod status;
 mod support;
+mod suspend;
+mod trace;

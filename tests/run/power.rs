@@ -1,36 +1,12 @@
 //! vCPUs that are started and go off, and interrupts between them.
 
 use axerrno::AxError;
-use axvm::{
-    config::AxVMConfig,
-    vcpu::{AxVCpuExitReason, CpuMask, CpuUpError, IpiTargets, VcpuEvent, VcpuExit},
-};
+use axvm::vcpu::{AxVCpuExitReason, CpuMask, CpuUpError, IpiTargets, VcpuEvent, VcpuExit};
 use axvm_testkit::{Event, MockHal, Step, TestVm, VM, cpu_up_code, mock_hal, test_config};
 
-use crate::support::{HALT, play, reg, start};
+use crate::support::{HALT, named, play, reg, start, start_vcpu, up};
 
 mock_hal!(struct Hal { arena: 4 << 20 });
-
-fn up(target_cpu: u64) -> VcpuExit {
-    VcpuExit::CpuUp { target_cpu, entry_point: 0x5000.into(), arg: 0x77 }
-}
-
-/// Guest names that are no indices: MPIDR affinities, a few of a cluster.
-fn named() -> AxVMConfig {
-    let mut config = test_config(4);
-    config.phys_cpu_ids = Some(vec![0x100, 0x101, 0x200, 0xffff_ffff_0000]);
-    config
-}
-
-#[track_caller]
-fn start_vcpu(vm: &TestVm<Hal>, name: u64, index: u64) {
-    Hal::machine().program(VM, 0).push(Step::Exit(up(name)));
-    let reason =
-        AxVCpuExitReason::CpuUp { target_cpu: index, entry_point: 0x5000.into(), arg: 0x77 };
-    assert_eq!(vm.run_vcpu(0), Ok(reason));
-    assert_eq!(vm.run_vcpu(0), HALT);
-    assert_eq!(reg(vm, 0), cpu_up_code(Ok(())));
-}
 
 #[test]
 fn a_vcpu_is_started_by_the_guest_s_name_for_it() {

@@ -2,8 +2,11 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use axvm::{config::AxVMConfig, vcpu::AxVCpuExitReason};
-use axvm_testkit::{MockHal, Step, TestVm, VM, booted};
+use axvm::{
+    config::AxVMConfig,
+    vcpu::{AxVCpuExitReason, CpuUpError, VcpuExit},
+};
+use axvm_testkit::{MockHal, Step, TestVm, VM, booted, cpu_up_code, test_config};
 
 pub const HALT: axerrno::AxResult<AxVCpuExitReason> = Ok(AxVCpuExitReason::Halt);
 
@@ -16,6 +19,7 @@ pub fn start<H: MockHal>(config: AxVMConfig) -> (TestVm<H>, MutexGuard<'static, 
     let machine = H::machine();
     machine.fail_never();
     machine.set_time(0);
+    machine.set_times_guests(false);
     for vcpu in 0..4 {
         machine.program(VM, vcpu).clear();
         machine.set_irq_busy(VM, vcpu, false);
@@ -33,6 +37,36 @@ pub fn start<H: MockHal>(config: AxVMConfig) -> (TestVm<H>, MutexGuard<'static, 
 pub fn play<H: MockHal>(vm: &TestVm<H>, steps: impl IntoIterator<Item = Step>) {
     H::machine().program(VM, 0).extend(steps);
     assert_eq!(vm.run_vcpu(0), HALT);
+}
+
+/// The start of a vCPU by the guest's name for it.
+pub fn up(target_cpu: u64) -> VcpuExit {
+    VcpuExit::CpuUp { target_cpu, entry_point: 0x5000.into(), arg: 0x77 }
+}
+
+/// Guest names that are no indices: MPIDR affinities, a few of a cluster.
+pub fn named() -> AxVMConfig {
+    let mut config = test_config(4);
+    config.phys_cpu_ids = Some(vec![0x100, 0x101, 0x200, 0xffff_ffff_0000]);
+    config
+}
+
+/// vCPU 0 starts another, which does not run yet.
+#[track_caller]
+pub fn start_vcpu<H: MockHal>(vm: &TestVm<H>, name: u64, index: u64) {
+    H::machine().program(VM, 0).push(Step::Exit(up(name)));
+    let reason =
+        AxVCpuExitReason::CpuUp { target_cpu: index, entry_point: 0x5000.into(), arg: 0x77 };
+    assert_eq!(vm.run_vcpu(0), Ok(reason));
+    assert_eq!(vm.run_vcpu(0), HALT);
+    assert_eq!(reg(vm, 0), cpu_up_code(Ok::<(), CpuUpError>(())));
+}
+
+/// What register 0 holds after an exit of vCPU 0 that the VM answers.
+#[track_caller]
+pub fn ask<H: MockHal>(vm: &TestVm<H>, exit: VcpuExit) -> u64 {
+    play(vm, [Step::Exit(exit)]);
+    reg(vm, 0)
 }
 
 /// A register of vCPU 0.

@@ -11,7 +11,7 @@ use axvm::vcpu::{
 use crate::{
     Event, MockHal, PATIENCE, Program, ScriptedIrq, ScriptedState, Step,
     mmu::Mmu,
-    program::{Decode, GuestCtx, Instr},
+    program::{Decode, Fences, GuestCtx, Instr},
 };
 
 /// The part of a scripted vCPU that knows no HAL.
@@ -25,17 +25,29 @@ pub(crate) struct Core {
     /// The instruction that it belongs to, if it accesses memory.
     pub(crate) instr: Option<Instr>,
     spinning: bool,
+    /// How often it fenced, since its creation.
+    pub(crate) fences: Fences,
 }
 
 impl Core {
     pub(crate) fn new(vm: usize, vcpu: usize, program: Program) -> Self {
         let state = ScriptedState::default();
-        Self { vm, vcpu, state, program, waiting: None, instr: None, spinning: false }
+        Self {
+            vm,
+            vcpu,
+            state,
+            program,
+            waiting: None,
+            instr: None,
+            spinning: false,
+            fences: Fences::default(),
+        }
     }
 
     /// Forgets everything but the program.
     pub(crate) fn reset(&mut self) {
-        *self = Self::new(self.vm, self.vcpu, self.program.clone());
+        let fences = self.fences;
+        *self = Self { fences, ..Self::new(self.vm, self.vcpu, self.program.clone()) };
     }
 
     /// Executes until an exit.
@@ -103,6 +115,7 @@ impl Core {
             regs: &mut self.state.regs,
             deadline: &mut self.state.deadline,
             mmu: *mmu,
+            fences: self.fences,
         };
         match step {
             Step::Exit(exit) => Some(exit),

@@ -156,11 +156,11 @@ macro_rules! mock_hal {
     };
 }
 
-/// The part of `mock_hal!` that does not depend on its form.
+/// The part of `mock_hal!` that does not depend on its form, and what of `AxVMHal` is not in it.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! forward_hal {
-    ($name:ident) => {
+    ($name:ident $($extra:tt)*) => {
         impl $crate::reexport::AxVMHal for $name {
             type PagingHandler = $crate::Frames<$name>;
 
@@ -212,6 +212,7 @@ macro_rules! forward_hal {
             fn relax() {
                 ::std::thread::yield_now()
             }
+            $($extra)*
         }
     };
 }

@@ -22,6 +22,7 @@ pub struct ScriptedIrq<H> {
 
 impl<H: MockHal> IrqHw for ScriptedIrq<H> {
     fn inject(&mut self, vector: usize) -> AxResult {
+        H::machine().failures.check(Call::Inject)?;
         if vector >= VECTORS {
             return Err(AxErrorKind::InvalidInput.into());
         }

@@ -43,7 +43,7 @@ pub use irq::{ScriptedIrq, ScriptedPerCpu, VECTORS};
 pub use logger::{LogCapture, LogRecord};
 pub use machine::{Machine, MachineConfig, PATIENCE};
 pub use mmu::Mmu;
-pub use program::{GuestCtx, Program, Step};
+pub use program::{Fences, GuestCtx, Program, Step};
 pub use regions::HostRegions;
 pub use scripted::{ScriptedConfig, ScriptedState, ScriptedVCpu};
 pub use services::NOBODY;

@@ -28,7 +28,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct MachineConfig {
     /// The bytes of the frame arena, committed when used.
     pub arena: usize,
-    /// The width of a VMID, 1 to 16.
+    /// The width of a VMID, 0 to 16.
     pub vmid_bits: u32,
     /// What `AxVMHal::counter_frequency` tells, in Hz; 0: nothing.
     pub counter_hz: u64,
@@ -75,6 +75,7 @@ pub struct Machine {
     support: AtomicBool,
     lenient: AtomicBool,
     released: AtomicBool,
+    times_guests: AtomicBool,
     input_bits: AtomicU32,
     max_leaf: Mutex<PageSize>,
 }
@@ -106,6 +107,7 @@ impl Machine {
             support: AtomicBool::new(true),
             lenient: AtomicBool::new(false),
             released: AtomicBool::new(false),
+            times_guests: AtomicBool::new(false),
             input_bits: AtomicU32::new(0),
             max_leaf: Mutex::new(PageSize::Size1G),
         }
@@ -176,6 +178,12 @@ impl Machine {
     /// The largest leaf that the hardware takes; 1 GiB at first.
     pub fn set_max_leaf(&self, size: PageSize) {
         *self.max_leaf.locked() = size;
+    }
+
+    /// Whether the hardware delivers guests' timers by itself, as RISC-V's Sstc does, so that
+    /// none needs the host's while the guest runs; it does not at first.
+    pub fn set_times_guests(&self, does: bool) {
+        self.times_guests.store(does, SeqCst);
     }
 
     /// Whether an answer that the exit does not ask for is an error, as `AxArchVCpu::complete`
@@ -398,6 +406,10 @@ impl Machine {
 
     pub(crate) fn supported(&self) -> bool {
         self.support.load(SeqCst)
+    }
+
+    pub(crate) fn times_guests(&self) -> bool {
+        self.times_guests.load(SeqCst)
     }
 
     pub(crate) fn is_lenient(&self) -> bool {

@@ -212,6 +212,17 @@ pub struct GuestCtx<'a> {
     pub deadline: &'a mut Option<u64>,
     /// Its memory.
     pub mmu: Mmu<'a>,
+    /// How often it fenced on behalf of other vCPUs, or as it took over a physical CPU.
+    pub fences: Fences,
+}
+
+/// How often a vCPU fenced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fences {
+    /// Fetched instructions.
+    pub instructions: u64,
+    /// Translations by the guest's own tables.
+    pub translations: u64,
 }
 
 impl GuestCtx<'_> {

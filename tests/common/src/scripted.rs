@@ -52,7 +52,9 @@ pub struct ScriptedVCpu<H: MockHal, F: HwNpt, const BROADCAST: bool> {
     root: Option<HostPhysAddr>,
     ready: bool,
     bound: Option<usize>,
-    vmid: u16,
+    vmid: Option<u16>,
+    /// The physical CPU of the last run, and how often that changed.
+    stay: (usize, u64),
     types: PhantomData<fn() -> F>,
 }
 
@@ -93,10 +95,24 @@ impl<H: MockHal, F: HwNpt, const BROADCAST: bool> ScriptedVCpu<H, F, BROADCAST> 
             machine: Self::machine(),
             format: F::HW,
             shape: F::shape(Self::machine().input_bits()),
-            vmid: self.vmid,
+            vmid: self.vmid.expect("a VMID: checked by run"),
             root: self.root.expect("a root: checked by setup"),
             pcpu: pcpu(),
         }
+    }
+
+    /// What this CPU cached of translations by the guest's own tables must be this vCPU's, and,
+    /// unless others' instructions reach every CPU, from no earlier stay on this CPU.
+    #[track_caller]
+    fn check_stage1(&mut self) {
+        if self.stay.0 != pcpu() {
+            self.stay = (pcpu(), self.stay.1 + 1);
+        }
+        let owner = (self.core.vm, self.core.vcpu, if BROADCAST { 0 } else { self.stay.1 });
+        let vmid = self.vmid.unwrap_or_default();
+        let old = Self::machine().tlb().of(pcpu()).stage1.insert(vmid, owner);
+        let complaint = format!("meets the stage 1 of {old:?} (VM, vCPU, stay) on this CPU");
+        self.contract(old.is_none_or(|old| old == owner), &complaint);
     }
 
     /// An answer that does not fit: a panic, or the documented error.
@@ -153,7 +169,8 @@ impl<H: MockHal, F: HwNpt, const BROADCAST: bool> AxArchVCpu for ScriptedVCpu<H,
             root: None,
             ready: false,
             bound: None,
-            vmid: 0,
+            vmid: None,
+            stay: (usize::MAX, 0),
             types: PhantomData,
         };
         vcpu.record(Event::New);
@@ -215,10 +232,10 @@ impl<H: MockHal, F: HwNpt, const BROADCAST: bool> AxArchVCpu for ScriptedVCpu<H,
 
     fn set_vmid(&mut self, vmid: u16) {
         self.check_bound("set_vmid");
-        let limit = 1u32 << Self::machine().config().vmid_bits;
-        let fits = (1..limit).contains(&vmid.into());
-        self.contract(fits, &format!("VMID {vmid} is not from 1 to {}", limit - 1));
-        self.vmid = vmid;
+        let highest = (1u32 << Self::machine().config().vmid_bits) - 1;
+        let fits = (highest.min(1)..=highest).contains(&vmid.into());
+        self.contract(fits, &format!("VMID {vmid} is not from 1, or 0 of none, to {highest}"));
+        self.vmid = Some(vmid);
         self.record(Event::SetVmid(vmid));
     }
 
@@ -226,11 +243,12 @@ impl<H: MockHal, F: HwNpt, const BROADCAST: bool> AxArchVCpu for ScriptedVCpu<H,
         self.check_bound("run");
         let enabled = Self::machine().hardware().is_enabled(pcpu());
         self.contract(enabled, "run on a pCPU that is not enabled");
-        self.contract(self.vmid != 0, "run without a VMID");
+        self.contract(self.vmid.is_some(), "run without a VMID");
         self.contract(!self.core.state.off, "run while it is off");
         self.may(Call::Run)?;
         self.record(Event::Enter);
         let _inside = Inside::enter(Self::machine());
+        self.check_stage1();
         let outcome = self.core.run(&self.mmu(), &mut self.irq);
         self.record(match outcome {
             Ok(exit) => Event::Exit(exit),
@@ -300,6 +318,22 @@ impl<H: MockHal, F: HwNpt, const BROADCAST: bool> AxArchVCpu for ScriptedVCpu<H,
         Ok(())
     }
 
+    fn resume(&mut self, entry: GuestPhysAddr, arg: u64) -> AxResult {
+        self.check_bound("resume");
+        self.may(Call::Resume)?;
+        let deadline = self.core.state.deadline;
+        self.core.reset();
+        self.core.state.deadline = deadline;
+        self.core.state.pc = entry.as_usize() as u64;
+        self.core.state.regs[0] = arg;
+        self.record(Event::Resume(entry, arg));
+        Ok(())
+    }
+
+    fn interrupt_at(&mut self) -> Option<u64> {
+        if Self::machine().times_guests() { None } else { self.next_deadline() }
+    }
+
     fn next_deadline(&mut self) -> Option<u64> {
         self.core.state.deadline.filter(|&deadline| deadline > Self::machine().time())
     }
@@ -311,7 +345,15 @@ impl<H: MockHal, F: HwNpt, const BROADCAST: bool> AxArchVCpu for ScriptedVCpu<H,
 
     fn fence(&mut self, fence: GuestFence) {
         self.check_bound("fence");
-        self.contract(self.vmid != 0, "fence without a VMID");
+        self.contract(self.vmid.is_some(), "fence without a VMID");
+        match fence {
+            GuestFence::Instructions => self.core.fences.instructions += 1,
+            GuestFence::Translations => {
+                self.core.fences.translations += 1;
+                let vmid = self.vmid.unwrap_or_default();
+                Self::machine().tlb().of(pcpu()).stage1.remove(&vmid);
+            }
+        }
         self.record(Event::Fence(fence));
     }
 

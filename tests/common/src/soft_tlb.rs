@@ -67,10 +67,17 @@ pub(crate) struct Tlb {
     pub(crate) tables: HashMap<(Tag, usize, usize), (usize, u64)>,
     /// Pages known to be absent.
     pub(crate) absent: HashSet<(Tag, usize)>,
+    /// Whose translations by a guest's own tables there may be, by VMID: VM, vCPU, stay.
+    pub(crate) stage1: HashMap<u16, (usize, usize, u64)>,
 }
 
 impl Tlb {
     fn flush(&mut self, flush: Flush) {
+        match flush {
+            Flush::All => self.stage1.clear(),
+            Flush::Guest(guest) => drop(self.stage1.remove(&guest.vmid)),
+            Flush::Range(..) => {}
+        }
         let keeps = |tag: Tag, start: usize, level: usize| match flush {
             Flush::All => false,
             Flush::Guest(guest) => !tag.is_of(guest),

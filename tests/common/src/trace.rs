@@ -33,6 +33,10 @@ pub enum Call {
     Complete,
     /// `AxArchVCpu::power_on`.
     PowerOn,
+    /// `AxArchVCpu::resume`.
+    Resume,
+    /// `IrqHw::inject`.
+    Inject,
     /// `AxArchVCpu::set_state`.
     SetState,
     /// `AxArchPerCpu::new`.
@@ -80,6 +84,8 @@ pub enum Event {
     Fence(GuestFence),
     /// It was switched on.
     PowerOn(GuestPhysAddr, u64),
+    /// It was suspended and began anew.
+    Resume(GuestPhysAddr, u64),
     /// Its state was replaced.
     SetState,
     /// It was dropped.
