@@ -33,7 +33,11 @@ fn turn<H: MockHal, A: Kind>(vm: &AxVMRef<H, A>, vcpu: usize) -> bool {
     let course: Vec<_> = H::machine().take_trace().into_iter().filter_map(matters).collect();
     match course[..] {
         [Event::Enter] => false,
-        [Event::Fence(GuestFence::Translations), Event::Enter] => true,
+        [
+            Event::Fence(GuestFence::Instructions),
+            Event::Fence(GuestFence::Translations),
+            Event::Enter,
+        ] => true,
         _ => panic!("{course:?}"),
     }
 }

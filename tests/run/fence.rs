@@ -49,7 +49,8 @@ fn fences_first(vm: &TestVm<Hal>, vcpu: usize) {
 fn a_target_in_the_guest_is_out_before_the_call_returns_and_fences_before_it_goes_on() {
     let (vm, _turn) = start::<Hal>(test_config(2));
     start_vcpu(&vm, 1, 1);
-    assert_eq!(vm.run_vcpu(1), HALT);
+    // Where it runs from now on: coming to a CPU fences too.
+    assert_eq!(on_pcpu(1, || vm.run_vcpu(1)), HALT);
     for _ in 0..50 {
         Hal::machine().program(VM, 1).push(Step::SpinUntilKicked);
         Hal::machine().take_trace();
@@ -106,6 +107,9 @@ fn a_target_that_is_off_fences_when_it_begins() {
 fn a_caller_that_means_itself_fences_at_once_and_others_only_if_meant() {
     let (vm, _turn) = start::<Hal>(test_config(3));
     (1..3).for_each(|vcpu| start_vcpu(&vm, vcpu, vcpu));
+    // Each on a CPU of its own: turns on one, and the first entry there, fence too.
+    let others = || [1, 2].map(|vcpu| on_pcpu(vcpu, || vm.run_vcpu(vcpu)));
+    assert_eq!(others(), [HALT; 2]);
     for (targets, want) in [
         (IpiTargets::Itself, [1, 0, 0]),
         (IpiTargets::All, [1, 1, 1]),
@@ -118,7 +122,7 @@ fn a_caller_that_means_itself_fences_at_once_and_others_only_if_meant() {
     ] {
         Hal::machine().take_trace();
         play(&vm, [fence(targets, GuestFence::Instructions)]);
-        assert_eq!((vm.run_vcpu(1), vm.run_vcpu(2)), (HALT, HALT));
+        assert_eq!(others(), [HALT; 2]);
         let count = |vcpu| {
             let events = Hal::machine().events(VM, vcpu);
             events.into_iter().filter(|&event| event == INSTRUCTIONS).count()

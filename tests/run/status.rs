@@ -64,6 +64,10 @@ fn a_call_that_names_a_vcpu_that_does_not_exist_reaches_nobody() {
     let (vm, _turn) = start::<Hal>(named());
     start_vcpu(&vm, 0x101, 1);
     start_vcpu(&vm, 0x200, 2);
+    // Each on a CPU of its own: turns on one, and the first entry there, fence too.
+    let others = || [1, 2].map(|vcpu| on_pcpu(vcpu, || vm.run_vcpu(vcpu)));
+    assert_eq!(others(), [HALT; 2]);
+    Hal::machine().take_trace();
     for (base, mask) in
         [(0x100, 0b111), (0, 1), (0, u64::MAX), (0x101, 1 << 63), (u64::MAX, 1), (0x200, 0b11)]
     {
@@ -77,7 +81,7 @@ fn a_call_that_names_a_vcpu_that_does_not_exist_reaches_nobody() {
         }
     }
     assert_eq!(vm.events(VcpuEvent::InterruptInjected), 0);
-    assert_eq!((vm.run_vcpu(1), vm.run_vcpu(2)), (HALT, HALT));
+    assert_eq!(others(), [HALT; 2]);
     let fenced = |event| matches!(event, Event::Fence(GuestFence::Instructions));
     assert!(!Hal::machine().trace().iter().any(|record| fenced(record.event)));
     // All that exist, and nobody at all, are no mistakes.
