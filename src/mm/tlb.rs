@@ -161,6 +161,8 @@ struct Slot {
     /// The owner's note: where it last flushed, and up to which request.
     flushed_on: AtomicUsize,
     flushed_to: AtomicU64,
+    /// The owner's note: where it last ran.
+    ran_on: AtomicUsize,
 }
 
 /// How many requests are remembered by range; who missed more flushes everything.
@@ -196,6 +198,7 @@ impl<T: NestedTlb> GuestTlb<T> {
             pcpu: AtomicUsize::new(usize::MAX),
             flushed_on: AtomicUsize::new(usize::MAX),
             flushed_to: AtomicU64::new(0),
+            ran_on: AtomicUsize::new(usize::MAX),
         };
         Self {
             root,
@@ -332,19 +335,21 @@ pub(crate) struct Entrant<'a, T> {
 }
 
 impl<T: NestedTlb> Entrant<'_, T> {
-    /// Whether another of the VM's vCPUs ran on this CPU since this one did, whose translations by
-    /// the guest's own tables may be cached here under the same tag.
+    /// Whether the vCPU comes from another CPU, or another of the VM's vCPUs ran on this one since
+    /// it did. What this CPU has cached for the guest, under a tag that its vCPUs share, may then be
+    /// another vCPU's, or be older than what this one has fenced elsewhere.
     pub(crate) fn takes_over(&self) -> bool {
         let last = self.tlb.last_on.get(self.pcpu);
-        // Only this CPU writes it.
+        // Only this CPU writes the one, only the vCPU's owner the other.
         last.is_none_or(|last| last.load(Ordering::Relaxed) != self.vcpu)
+            || self.slot.ran_on.load(Ordering::Relaxed) != self.pcpu
     }
 
-    /// The translations by the guest's own tables are forgotten here; those that are cached from
-    /// now on are this vCPU's.
+    /// All that is forgotten here; what is cached from now on is this vCPU's.
     pub(crate) fn took_over(&self) {
         if let Some(last) = self.tlb.last_on.get(self.pcpu) {
             last.store(self.vcpu, Ordering::Relaxed);
+            self.slot.ran_on.store(self.pcpu, Ordering::Relaxed);
         }
     }
 

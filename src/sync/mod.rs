@@ -21,11 +21,9 @@ pub(crate) mod atomic {
 pub(crate) use spin::{Mutex, MutexGuard};
 
 #[cfg(loom)]
-pub(crate) use self::loom_types::Mutex;
+pub(crate) use self::loom_types::{Mutex, MutexGuard};
 #[cfg(loom)]
 pub(crate) use loom::cell::{MutPtr, UnsafeCell};
-#[cfg(loom)]
-pub(crate) use loom::sync::MutexGuard;
 
 #[cfg(not(loom))]
 pub(crate) use self::cell::{MutPtr, UnsafeCell};
@@ -61,20 +59,55 @@ mod cell {
 
 #[cfg(loom)]
 mod loom_types {
-    /// loom's mutex with `spin`'s signature.
-    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+    use core::ops::{Deref, DerefMut};
+
+    use loom::sync::atomic::{AtomicBool, Ordering};
+
+    /// loom's mutex with `spin`'s signature. For loom an unlock is no event of its own, and it
+    /// would not try what a `try_lock` does while the lock is held; the atomic makes it one.
+    pub(crate) struct Mutex<T> {
+        inner: loom::sync::Mutex<T>,
+        unlock: AtomicBool,
+    }
 
     impl<T> Mutex<T> {
         pub(crate) fn new(value: T) -> Self {
-            Self(loom::sync::Mutex::new(value))
+            Self { inner: loom::sync::Mutex::new(value), unlock: AtomicBool::new(false) }
         }
 
-        pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
-            self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            let inner = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            MutexGuard { inner, unlock: &self.unlock }
         }
 
-        pub(crate) fn try_lock(&self) -> Option<loom::sync::MutexGuard<'_, T>> {
-            self.0.try_lock().ok()
+        pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            self.unlock.load(Ordering::Relaxed);
+            Some(MutexGuard { inner: self.inner.try_lock().ok()?, unlock: &self.unlock })
+        }
+    }
+
+    pub(crate) struct MutexGuard<'a, T> {
+        inner: loom::sync::MutexGuard<'a, T>,
+        unlock: &'a AtomicBool,
+    }
+
+    impl<T> Drop for MutexGuard<'_, T> {
+        fn drop(&mut self) {
+            self.unlock.store(true, Ordering::Relaxed);
+        }
+    }
+
+    impl<T> Deref for MutexGuard<'_, T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            &self.inner
+        }
+    }
+
+    impl<T> DerefMut for MutexGuard<'_, T> {
+        fn deref_mut(&mut self) -> &mut T {
+            &mut self.inner
         }
     }
 }

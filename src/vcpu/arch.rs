@@ -175,9 +175,9 @@ pub trait AxArchVCpu: Sized + Send + 'static {
     }
 
     /// Makes this CPU forget what it cached for the guest. Called while bound, after `set_vmid`,
-    /// on a guest's request to fence other vCPUs, and with `Translations` when another vCPU of
-    /// the VM ran on this CPU since this one did: where entries are tagged by VMID alone, the two
-    /// share them.
+    /// on a guest's request to fence other vCPUs; also when the vCPU comes from another CPU, or
+    /// another vCPU of the VM ran on this one since it did (where entries are tagged by VMID alone,
+    /// the two share them), and when images were loaded.
     fn fence(&mut self, fence: GuestFence) {
         let _ = fence;
     }

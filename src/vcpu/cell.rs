@@ -154,6 +154,8 @@ impl<A: AxArchVCpu> AxVCpu<A> {
     pub(crate) fn restart(&self) {
         self.power.set(self.is_bsp());
         self.attention.take();
+        // What was fetched is of the old images.
+        self.attention.raise_quietly(Attention::FENCE_INSTRUCTIONS);
         self.answer.forget();
         self.deadline.store(u64::MAX, Ordering::Relaxed);
     }

@@ -38,7 +38,8 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         Ok(())
     }
 
-    /// Serves a call; none when its memory is not there, or there is no byte to read.
+    /// Serves a call: the number of bytes, the byte that was read, or 0 (SBI 2.0 §12); none when its
+    /// memory is not there, or there is no byte to read.
     pub(super) fn console_call(&self, call: ConsoleCall) -> AxResult<Option<u64>> {
         let backend = self.console.get().map(|backend| {
             loop {
@@ -54,7 +55,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
                 if let Some(backend) = backend {
                     backend.write(&[byte]);
                 }
-                Ok(Some(1))
+                Ok(Some(0))
             }
             ConsoleCall::ReadByte => {
                 let mut byte = [0];

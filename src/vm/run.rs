@@ -72,7 +72,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             let next = bound.complete(answer)?;
             vcpu.answer.forget();
             if let Some(next) = next
-                && let Some(reason) = self.serve(vcpu, bound, next, true)?
+                && let Some(reason) = self.serve(vcpu, bound, &next, true)?
             {
                 return Ok(reason);
             }
@@ -81,7 +81,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         // back, and what is still pending, nobody tells again.
         let irq = EntryState { in_hardware: false, more: true };
         let tlb = self.core.space.tlb.entrant(vcpu.id(), pcpu).ok_or(AxError::InvalidInput)?;
-        let fences = if tlb.takes_over() { Attention::FENCE_TRANSLATIONS } else { 0 };
+        let fences = if tlb.takes_over() { Attention::FENCES } else { 0 };
         let mut entry = Entry { vmid: None, timer: None, irq, fences };
         let result = self.run_entrant(vcpu, bound, &tlb, &mut entry);
         if entry.fences != 0 {
@@ -102,15 +102,18 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             let Some(exit) = self.enter(vcpu, bound, tlb, entry)? else {
                 return Ok(AxVCpuExitReason::SystemDown);
             };
+            if let VcpuExit::Served(_) | VcpuExit::Nothing = exit {
+                continue;
+            }
             // Devices here and everything else apart, so that what these need fits in registers.
-            let (exit, continued) = match self.serve_by_device(vcpu, &exit) {
-                None => (exit, false),
+            let reason = match self.serve_by_device(vcpu, &exit) {
+                None => self.serve(vcpu, bound, &exit, false)?,
                 Some(answer) => match bound.complete(answer)? {
                     None => continue,
-                    Some(next) => (next, true),
+                    Some(next) => self.serve(vcpu, bound, &next, true)?,
                 },
             };
-            if let Some(reason) = self.serve(vcpu, bound, exit, continued)? {
+            if let Some(reason) = reason {
                 return Ok(reason);
             }
         }

@@ -26,7 +26,7 @@ axvm_testkit::forward_hal!(Host);
 
 /// Gives this thread, a test's, a machine of its own.
 pub fn start(vmid_bits: u32) {
-    let config = MachineConfig { arena: 32 << 20, vmid_bits };
+    let config = MachineConfig { arena: 32 << 20, vmid_bits, ..MachineConfig::DEFAULT };
     // Leaked: scripted vCPUs refer to it for ever.
     MACHINE.set(Some(Box::leak(Box::new(Machine::new(config)))));
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::arch::Arch;
+use crate::bench;
 use crate::emulator::{self, End, Input, Machine, Session, log_path};
 use crate::guest::{Guest, Images, initramfs, programs};
 use crate::size::MIB;
@@ -27,6 +28,8 @@ pub(crate) struct Check {
     cpu: &'static str,
     vcpus: u32,
     what: What,
+    /// Boot arguments of the host.
+    host: &'static str,
 }
 
 #[derive(Clone, Copy)]
@@ -41,6 +44,8 @@ enum What {
     Tests {
         flat: bool,
     },
+    /// `bench exits`.
+    Bench,
 }
 
 /// The checks of an architecture, those first that the others rest on.
@@ -53,6 +58,7 @@ pub(crate) fn checks(arch: &'static Arch) -> Vec<Check> {
         cpu,
         vcpus,
         what,
+        host: "",
     };
     let mut checks = vec![check(
         "straight",
@@ -74,12 +80,27 @@ pub(crate) fn checks(arch: &'static Arch) -> Vec<Check> {
             let name = format!("linux-{lesser}-{name}");
             checks.push(check(&name, &format!("{about}, {lesser}"), What::Linux, numbers, cpu));
         }
+        let about = format!("a guest of ours, whose vCPUs share a CPU, {lesser}");
+        let tests = What::Tests { flat: false };
+        checks.push(check(&format!("elf-{lesser}"), &about, tests, (2, 1), cpu));
     }
     checks.extend([
         check("reboot", "Linux reboots and comes up again", What::Reboot, (2, 2), ""),
         check("shell", "a shell in Linux answers what is typed", What::Shell, (1, 2), ""),
-        check("elf", "a guest of ours, as ELF", What::Tests { flat: false }, (1, 2), ""),
-        check("flat", "a guest of ours, as flat image", What::Tests { flat: true }, (1, 2), ""),
+        check("elf", "a guest of ours, as ELF", What::Tests { flat: false }, (2, 2), ""),
+        // Both vCPUs share a CPU.
+        check("flat", "a guest of ours, as flat image", What::Tests { flat: true }, (2, 1), ""),
+        Check {
+            host: "retake",
+            ..check(
+                "retake",
+                "Linux reboots on a CPU that was given back and taken again",
+                What::Reboot,
+                (2, 1),
+                "",
+            )
+        },
+        check("bench", "what exits cost can be measured", What::Bench, (1, 1), ""),
     ]);
     checks
 }
@@ -88,13 +109,16 @@ impl Check {
     /// Makes what is missing, boots, and plays the check's part.
     pub(crate) fn run(&self) -> Result<()> {
         self.arch.set_up()?;
+        if let What::Bench = self.what {
+            return bench::exits(self.arch, None);
+        }
         let guest = self.guest()?;
         let machine = Machine { arch: self.arch, cpus: self.cpus, cpu: self.cpu, icount: false };
         let session = match self.what {
             What::Straight => machine.boot_straight(&self.name, &guest, Input::Script, Some(LIMIT)),
             _ => {
                 let host = emulator::host(self.arch)?;
-                machine.boot(&self.name, &host, &guest, "", Input::Script, Some(LIMIT))
+                machine.boot(&self.name, &host, &guest, self.host, Input::Script, Some(LIMIT))
             }
         }?;
         self.play(&guest, session)
@@ -133,6 +157,8 @@ impl Check {
                 }
                 return Ok(());
             }
+            // It has a session of its own.
+            What::Bench => {}
             What::Linux => self.marker(&mut session)?,
             What::Reboot => {
                 for answer in ["reboot", "poweroff"] {

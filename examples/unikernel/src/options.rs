@@ -9,13 +9,16 @@ pub struct Options {
     pub stats: bool,
     /// `trace`: a line for each exit.
     pub trace: bool,
+    /// `retake`: at each reset of a VM, virtualization of the CPU that does it is switched off and
+    /// on again.
+    pub retake: bool,
     /// `log=LEVEL`: what is logged, `off`, `error`, `warn`, `info`, `debug` or `trace`.
     pub log: LevelFilter,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { stats: false, trace: false, log: LevelFilter::Warn }
+        Self { stats: false, trace: false, retake: false, log: LevelFilter::Warn }
     }
 }
 
@@ -28,6 +31,7 @@ impl Options {
             match (word, word.strip_prefix("log=").and_then(|level| level.parse().ok())) {
                 ("stats", _) => options.stats = true,
                 ("trace", _) => options.trace = true,
+                ("retake", _) => options.retake = true,
                 (_, Some(level)) => options.log = level,
                 (word, None) => unknown(word),
             }
@@ -53,6 +57,7 @@ mod tests {
             parse("  trace log=debug "),
             Options { trace: true, log: LevelFilter::Debug, ..default }
         );
+        assert_eq!(parse("retake"), Options { retake: true, ..default });
     }
 
     #[test]

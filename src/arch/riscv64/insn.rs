@@ -117,6 +117,52 @@ fn compressed(raw: u16) -> Option<MemInsn> {
     Some(MemInsn { len: 2, width, op })
 }
 
+/// Whether an instruction as it stands in memory writes: stores of integers and floating point, and
+/// atomics but for LR, whose faults are a store's too.
+pub const fn stores(raw: u32) -> bool {
+    const STORE_FP: u32 = 0x27;
+    const AMO: u32 = 0x2f;
+    match (raw & 3, raw & 0x7f) {
+        (3, STORE | STORE_FP) => true,
+        (3, AMO) => raw >> 27 != 2,
+        (3, _) => false,
+        // Of Zcb, the upper half of the function's group.
+        (0, _) => raw >> 13 & 7 > 4 || raw >> 13 & 7 == 4 && raw >> 10 & 7 > 1,
+        (2, _) => raw >> 13 & 7 > 4,
+        _ => false,
+    }
+}
+
+/// The address of an access that [`from_memory`] knows: a base register, and what is added to it.
+pub fn address(raw: u32) -> (u8, i64) {
+    if raw & 3 != 3 {
+        return compressed_address(raw);
+    }
+    let offset = match raw & 0x7f {
+        STORE => (raw as i32 >> 25 << 5) | reg(raw, 7) as i32,
+        _ => raw as i32 >> 20,
+    };
+    (reg(raw, 15), offset.into())
+}
+
+fn compressed_address(raw: u32) -> (u8, i64) {
+    const SP: u8 = 2;
+    let short = 8 + (raw >> 7 & 7) as u8;
+    // `count` bits of the instruction from `from`, which are the offset's from `to`.
+    let bits = |from: u32, count: u32, to: u32| i64::from((raw >> from & ((1 << count) - 1)) << to);
+    match (raw & 3, raw >> 13 & 7) {
+        (0, 2 | 6) => (short, bits(10, 3, 3) | bits(6, 1, 2) | bits(5, 1, 6)),
+        (0, 3 | 7) => (short, bits(10, 3, 3) | bits(5, 2, 6)),
+        // Bytes, where bit 10 is clear, have an offset of two bits; halves one of one.
+        (0, _) if raw >> 10 & 1 == 0 => (short, bits(6, 1, 0) | bits(5, 1, 1)),
+        (0, _) => (short, bits(5, 1, 1)),
+        (_, 2) => (SP, bits(12, 1, 5) | bits(4, 3, 2) | bits(2, 2, 6)),
+        (_, 3) => (SP, bits(12, 1, 5) | bits(5, 2, 3) | bits(2, 3, 6)),
+        (_, 6) => (SP, bits(9, 4, 2) | bits(7, 2, 6)),
+        _ => (SP, bits(10, 3, 3) | bits(7, 3, 6)),
+    }
+}
+
 /// Whether an instruction, at most 32 bits long, is WFI.
 pub const fn is_wfi(raw: u64) -> bool {
     raw == 0x1050_0073

@@ -70,6 +70,34 @@ fn a_transformed_instruction_is_decoded_like_the_one_it_came_from() {
     assert_eq!(from_htinst(0x1_0000_2503), None, "no instruction is that long");
 }
 
+/// Encodings as an assembler gives them.
+#[test]
+fn the_address_of_every_form_is_known() {
+    for (raw, want) in [
+        (0xffc5_af83, (11, -4)),   // lw t6, -4(a1)
+        (0x7ff5_8503, (11, 2047)), // lb a0, 2047(a1)
+        (0xfea5_bc23, (11, -8)),   // sd a0, -8(a1)
+        (0x7ea5_8fa3, (11, 2047)), // sb a0, 2047(a1)
+        (0x0000_41c8, (11, 4)),    // c.lw a0, 4(a1)
+        (0x0000_5de8, (11, 124)),  // c.lw a0, 124(a1)
+        (0x0000_6588, (11, 8)),    // c.ld a0, 8(a1)
+        (0x0000_7de8, (11, 248)),  // c.ld a0, 248(a1)
+        (0x0000_dde8, (11, 124)),  // c.sw a0, 124(a1)
+        (0x0000_fde8, (11, 248)),  // c.sd a0, 248(a1)
+        (0x0000_557e, (2, 252)),   // c.lwsp a0, 252(sp)
+        (0x0000_757e, (2, 504)),   // c.ldsp a0, 504(sp)
+        (0x0000_dfaa, (2, 252)),   // c.swsp a0, 252(sp)
+        (0x0000_ffaa, (2, 504)),   // c.sdsp a0, 504(sp)
+        (0x0000_81e8, (11, 3)),    // c.lbu a0, 3(a1)
+        (0x0000_85a8, (11, 2)),    // c.lhu a0, 2(a1)
+        (0x0000_89e8, (11, 3)),    // c.sb a0, 3(a1)
+        (0x0000_8da8, (11, 2)),    // c.sh a0, 2(a1)
+    ] {
+        assert!(from_memory(raw).is_some(), "{raw:#x}");
+        assert_eq!(address(raw), want, "{raw:#x}");
+    }
+}
+
 #[test]
 fn a_walk_is_told_by_its_pseudoinstruction() {
     assert_eq!([0x2000, 0x3000].map(walk), [Some(false); 2]);
@@ -93,5 +121,23 @@ mod any {
             let transformed = u64::from(raw & !offset & !(0x1f << 15));
             prop_assert_eq!(from_htinst(transformed), direct);
         }
+    }
+}
+
+#[test]
+fn what_writes_is_told_from_what_reads() {
+    // sb, sd, fsw, fsd, amoadd.w, sc.d; c.fsd, c.sw, c.sd, c.sb, c.sh, c.fsdsp, c.swsp, c.sdsp
+    for raw in [
+        0xa48023, 0xa4b023, 0x84a027, 0x84b027, 0xa4a5af, 0x1ea4b5af, 0xa080, 0xc080, 0xe080,
+        0x8880, 0x8c80, 0xa022, 0xc022, 0xe022,
+    ] {
+        assert!(stores(raw), "{raw:#x}");
+    }
+    // lb, ld, flw, fld, lr.d, addi, jal; c.fld, c.lw, c.ld, c.lbu, c.lh, c.fldsp, c.lwsp, c.ldsp, c.j
+    for raw in [
+        0x48503, 0x4b503, 0x4a407, 0x4b407, 0x1004b52f, 0x150513, 0x6f, 0x2080, 0x4080, 0x6080,
+        0x8080, 0x84c0, 0x2402, 0x4502, 0x6502, 0xa001,
+    ] {
+        assert!(!stores(raw), "{raw:#x}");
     }
 }

@@ -121,18 +121,21 @@ impl Default for Machine {
     }
 }
 
+/// What of a value a register takes: modes and bits that do not exist do not stick (§12.1.11,
+/// §18.2.10). It is as before afterwards.
+fn stuck(hart: &mut impl Hart, csr: Csr, value: u64) -> u64 {
+    let old = hart.read(csr);
+    hart.write(csr, value);
+    let stuck = hart.read(csr);
+    hart.write(csr, old);
+    stuck
+}
+
 fn probe(hart: &mut impl Hart) -> Option<Features> {
     if !hart.has_hypervisor() {
         return None;
     }
-    // Writable bits and modes that do not exist do not stick (§12.1.11, §18.2.10).
-    let mut sticks = |csr, value| {
-        let old = hart.read(csr);
-        hart.write(csr, value);
-        let stuck = hart.read(csr);
-        hart.write(csr, old);
-        stuck
-    };
+    let mut sticks = |csr, value| stuck(hart, csr, value);
     let gstage = [atp::SV48, atp::SV39].map(|mode| {
         let stuck = sticks(Csr::Hgatp, mode << atp::MODE_SHIFT | atp::VMID);
         (stuck >> atp::MODE_SHIFT == mode).then_some((mode, (stuck & atp::VMID).count_ones()))
@@ -180,23 +183,32 @@ impl<H: AxVMHal, P: Hart> AxArchPerCpu for RiscvPerCpu<H, P> {
         let Some(known) = machine.probe(&mut hart) else {
             return ax_err!(Unsupported, "the hart has no hypervisor extension");
         };
-        // Every hart runs every vCPU: each must have what the first one had.
-        match probe(&mut hart) {
-            Some(features) => machine.hardware().vmids().limit_bits(features.vmid_bits.into()),
-            None => return ax_err!(Unsupported, "the hart has no hypervisor extension"),
+        // Every hart runs every vCPU: each must have what the first one had. Most of all the page
+        // table's mode: a write of another one to `hgatp` has no effect, and the guest would run
+        // without a table.
+        let Some(here) = probe(&mut hart) else {
+            return ax_err!(Unsupported, "the hart has no hypervisor extension");
+        };
+        let mode = u64::from(known.gstage_mode) << atp::MODE_SHIFT;
+        let has_mode = stuck(&mut hart, Csr::Hgatp, mode) == mode;
+        let has_timer = here.sstc || !known.sstc;
+        if !has_mode || !has_timer || here.satp_mode < known.satp_mode {
+            return ax_err!(
+                Unsupported,
+                format_args!("the hart has {here:?}, the first {known:?}")
+            );
         }
+        machine.hardware().vmids().limit_bits(here.vmid_bits.into());
         machine.learn_frequency::<H>(&mut hart);
         hart.write(Csr::Hvip, 0);
-        hart.write(Csr::Vsie, 0);
         hart.write(Csr::Hedeleg, cause::DELEGATED);
         hart.write(Csr::Hideleg, irq::ALL);
+        // Of `vsie` only those bits can be written that are delegated.
+        hart.write(Csr::Vsie, 0);
         hart.write(Csr::Hcounteren, HCOUNTEREN);
         hart.write(Csr::Htimedelta, 0);
         if known.sstc {
             hart.set(Csr::Henvcfg, HENVCFG_STCE);
-            if hart.read(Csr::Henvcfg) & HENVCFG_STCE == 0 {
-                return ax_err!(Unsupported, "the hart has no Sstc, and the first one has");
-            }
             hart.write(Csr::Vstimecmp, u64::MAX);
         }
         self.enabled = true;

@@ -13,17 +13,27 @@ use crate::{
     firmware::sbi::{self, Call, Fence, SbiError, SbiResult},
     hal::AxVMHal,
     mm::GuestPhysAddr,
-    vcpu::{Completion, GuestFence, Service, VcpuExit},
+    vcpu::{Completion, ConsoleCall, GuestFence, Service, VcpuExit},
 };
 
-/// A call whose answer is to be told in its own way.
+/// What a call waits for, and how the guest is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PendingCall {
-    /// To other harts, or the console.
-    Sbi,
-    /// Of the console, with the answer in a0 alone.
-    LegacyConsole,
-    /// Which the host serves.
+    /// That other harts were reached.
+    Reached,
+    /// The start of a hart, or of this one anew.
+    Started,
+    /// The state of a hart.
+    Status,
+    /// How many bytes the console took or gave.
+    Console,
+    /// That the console took a byte (SBI 2.0 §12.3: the value is 0).
+    Put,
+    /// The same, told in a0 alone.
+    LegacyPut,
+    /// A byte of the console, told in a0 alone.
+    LegacyGet,
+    /// What the host serves.
     Host,
 }
 
@@ -37,7 +47,6 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
             [10, 11, 12, 13, 14, 15, 16, 17].map(|reg| self.gpr(reg));
         let args = [a0, a1, a2, a3, a4, a5];
         let call = Call::decode(args, function, extension);
-        self.pending = Pending::Call(PendingCall::Sbi);
         let address = |entry: u64| GuestPhysAddr::from_usize(entry as usize);
         match call {
             Call::Answer(result) => self.served(result),
@@ -50,39 +59,51 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
                 self.hart.clear(Csr::Hvip, irq::VSSI);
                 self.served_legacy(pending.into())
             }
-            Call::SendIpi(targets) => VcpuExit::SendIpi { targets, vector: SSI },
+            Call::SendIpi(targets) => {
+                self.wait_for(PendingCall::Reached, VcpuExit::SendIpi { targets, vector: SSI })
+            }
             Call::RemoteFence(targets, fence) => {
                 let fence = match fence {
                     Fence::Instructions => GuestFence::Instructions,
                     Fence::Translations { .. } => GuestFence::Translations,
                 };
-                VcpuExit::RemoteFence { targets, fence }
+                self.wait_for(PendingCall::Reached, VcpuExit::RemoteFence { targets, fence })
             }
             Call::HartStart { hart, entry, arg } => {
-                VcpuExit::CpuUp { target_cpu: hart, entry_point: address(entry), arg }
+                let entry_point = address(entry);
+                let exit = VcpuExit::CpuUp { target_cpu: hart, entry_point, arg };
+                self.wait_for(PendingCall::Started, exit)
             }
             Call::HartStop => VcpuExit::CpuDown,
-            Call::HartStatus { hart } => VcpuExit::CpuStatus { target_cpu: hart },
+            Call::HartStatus { hart } => {
+                self.wait_for(PendingCall::Status, VcpuExit::CpuStatus { target_cpu: hart })
+            }
             Call::HartSuspend { resume: None } => {
                 self.answer(Ok(0));
                 VcpuExit::CpuSuspend { resume: None }
             }
             Call::HartSuspend { resume: Some((entry, arg)) } => {
-                VcpuExit::CpuSuspend { resume: Some((address(entry), arg)) }
+                let resume = Some((address(entry), arg));
+                self.wait_for(PendingCall::Started, VcpuExit::CpuSuspend { resume })
             }
             Call::Shutdown => VcpuExit::SystemDown,
             Call::Reboot => VcpuExit::SystemReset,
             Call::Console { call, legacy } => {
-                if legacy {
-                    self.pending = Pending::Call(PendingCall::LegacyConsole);
-                }
-                VcpuExit::Console(call)
+                let pending = match call {
+                    ConsoleCall::WriteByte(_) if legacy => PendingCall::LegacyPut,
+                    ConsoleCall::WriteByte(_) => PendingCall::Put,
+                    ConsoleCall::ReadByte => PendingCall::LegacyGet,
+                    ConsoleCall::Write { .. } | ConsoleCall::Read { .. } => PendingCall::Console,
+                };
+                self.wait_for(pending, VcpuExit::Console(call))
             }
-            Call::Host { nr } => {
-                self.pending = Pending::Call(PendingCall::Host);
-                VcpuExit::Hypercall { nr, args }
-            }
+            Call::Host { nr } => self.wait_for(PendingCall::Host, VcpuExit::Hypercall { nr, args }),
         }
+    }
+
+    fn wait_for(&mut self, call: PendingCall, exit: VcpuExit) -> VcpuExit {
+        self.pending = Pending::Call(call);
+        exit
     }
 
     fn served(&mut self, result: SbiResult) -> VcpuExit {
@@ -110,19 +131,27 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
 
     pub(super) fn answer_call(&mut self, call: PendingCall, done: Completion) -> AxResult {
         match (call, done) {
-            (PendingCall::Sbi, Completion::Written) => self.answer(Ok(0)),
-            (PendingCall::Sbi, Completion::NoSuchCpu) => self.answer(Err(SbiError::InvalidParam)),
-            (PendingCall::Sbi, Completion::CpuUp(outcome)) => {
+            (PendingCall::Reached, Completion::Written) => self.answer(Ok(0)),
+            (PendingCall::Reached, Completion::NoSuchCpu) => {
+                self.answer(Err(SbiError::InvalidParam));
+            }
+            (PendingCall::Started, Completion::CpuUp(outcome)) => {
                 self.answer(sbi::hart_start(outcome));
             }
-            (PendingCall::Sbi, Completion::CpuStatus(status)) => {
+            (PendingCall::Status, Completion::CpuStatus(status)) => {
                 self.answer(sbi::hart_status(status));
             }
-            (PendingCall::Sbi, Completion::Console(done)) => {
+            (PendingCall::Console, Completion::Console(done)) => {
                 self.answer(done.ok_or(SbiError::InvalidParam));
             }
-            (PendingCall::LegacyConsole, Completion::Console(done)) => {
-                self.answer_legacy(done.map_or(u64::MAX, |byte| byte));
+            (PendingCall::Put, Completion::Console(done)) => {
+                self.answer(done.map(|_| 0).ok_or(SbiError::Failed));
+            }
+            (PendingCall::LegacyPut, Completion::Console(done)) => {
+                self.answer_legacy(done.map_or(u64::MAX, |_| 0));
+            }
+            (PendingCall::LegacyGet, Completion::Console(done)) => {
+                self.answer_legacy(done.unwrap_or(u64::MAX));
             }
             // A host that serves a call gives the error; the value is 0.
             (PendingCall::Host, Completion::Return(error)) => {

@@ -46,6 +46,11 @@ impl Timer {
         }
     }
 
+    /// Whether the hart delivers it; known while bound.
+    pub(super) fn has_sstc(&self) -> bool {
+        self.sstc
+    }
+
     /// When it is due.
     #[inline]
     pub(super) fn at(&self, hart: &mut impl Hart) -> u64 {

@@ -45,7 +45,6 @@ pub struct RiscvVCpu<H, P: Hart> {
     root: u64,
     /// What of the last exit waits for an answer.
     pub(super) pending: Pending,
-    bound: bool,
     /// The host's `scounteren` and `senvcfg` while bound.
     host_env: [u64; 2],
     pub(super) hart: P,
@@ -138,11 +137,11 @@ impl<H: AxVMHal, P: Hart> RiscvVCpu<H, P> {
         match (access.decoded(self), done) {
             (_, Completion::Retry) => {}
             (_, Completion::Fault(fault)) => {
-                let cause = match fault {
-                    GuestFault::Bus => access.fault,
-                    GuestFault::Undefined => super::csr::cause::ILLEGAL,
-                };
-                self.raise(cause, self.frame.trap.value);
+                match fault {
+                    GuestFault::Bus => self.raise(access.fault, self.frame.trap.value),
+                    // 0: the instruction is not told (§12.1.9).
+                    GuestFault::Undefined => self.raise(super::csr::cause::ILLEGAL, 0),
+                }
             }
             (Some((access, insn)), Completion::Read(raw)) => {
                 let crate::vcpu::AccessOp::Read(target) = access.op else {
@@ -207,7 +206,6 @@ impl<H: AxVMHal, P: Hart> AxArchVCpu for RiscvVCpu<H, P> {
             timer: Timer::default(),
             root: 0,
             pending: Pending::Nothing,
-            bound: false,
             host_env: [0; 2],
             hart: P::default(),
             hal: PhantomData,
@@ -242,7 +240,6 @@ impl<H: AxVMHal, P: Hart> AxArchVCpu for RiscvVCpu<H, P> {
         self.host_env = [Csr::Scounteren, Csr::Senvcfg].map(|csr| self.hart.read(csr));
         self.csrs.write(&mut self.hart);
         self.timer.bind(&mut self.hart, features.sstc);
-        self.bound = true;
         Ok(())
     }
 
@@ -253,9 +250,12 @@ impl<H: AxVMHal, P: Hart> AxArchVCpu for RiscvVCpu<H, P> {
         // Nothing of the guest's keeps the host from sleeping.
         self.hart.write(Csr::Hvip, 0);
         self.hart.write(Csr::Vsie, 0);
+        // Nor does the hart walk tables that are about to be freed: both registers count as active
+        // in HS-mode too (§18.2.10, §18.2.18).
+        self.hart.write(Csr::Vsatp, 0);
+        self.hart.write(Csr::Hgatp, 0);
         self.hart.write(Csr::Scounteren, self.host_env[0]);
         self.hart.write(Csr::Senvcfg, self.host_env[1]);
-        self.bound = false;
         Ok(())
     }
 
@@ -365,6 +365,10 @@ impl<H: AxVMHal, P: Hart> AxArchVCpu for RiscvVCpu<H, P> {
         self.fp.replace(&mut self.hart, &mut self.frame.sstatus, &state.fp);
         self.timer.set::<H>(&mut self.hart, Self::frequency(), state.timer);
         self.csrs = state.csrs;
+        if self.timer.has_sstc() {
+            // The hart itself shows what is due: a bit of a hart without Sstc would stay for ever.
+            self.csrs.hvip &= !irq::VSTI;
+        }
         self.csrs.write(&mut self.hart);
         Ok(())
     }

@@ -206,6 +206,9 @@ macro_rules! forward_hal {
             fn set_timer(deadline: u64) {
                 $crate::services::set_timer::<Self>(deadline)
             }
+            fn counter_frequency() -> Option<u64> {
+                $crate::services::counter_frequency::<Self>()
+            }
             fn relax() {
                 ::std::thread::yield_now()
             }

@@ -3,7 +3,8 @@
 //! [`mock_hal!`] makes a HAL with a [`Machine`] of its own: frames that are watched
 //! ([`Arena`]), host memory ([`HostRegions`]), TLBs ([`Tlbs`]), a clock, recorders, and the
 //! programs of its [`ScriptedVCpu`]s. The hardware here (TLB, walk, vCPU) is written from the
-//! manuals, not from the crate's code, and panics on what no hardware may meet.
+//! manuals, not from the crate's code, and panics on what no hardware may meet. [`mock_hart!`]
+//! makes RISC-V harts ([`MockCpu`]) for the real backend to run on.
 
 mod arena;
 mod backing;
@@ -11,6 +12,7 @@ mod device;
 mod execute;
 mod format;
 mod hal;
+mod hart;
 mod irq;
 pub mod kernel;
 mod logger;
@@ -34,6 +36,9 @@ pub use device::{TestDevice, Touch};
 pub use execute::{NO_SUCH_CPU, cpu_status_code, cpu_up_code};
 pub use format::{Ept, GStage, HwNpt, Stage2};
 pub use hal::{Frames, MockHal, enable_pcpus, fail_every_allocation, on_pcpu, pcpu, set_pcpu};
+pub use hart::{
+    Guest, HartConfig, Harts, MockCpu, MockHart, Touched, exception, guest_page_fault, interrupt,
+};
 pub use irq::{ScriptedIrq, ScriptedPerCpu, VECTORS};
 pub use logger::{LogCapture, LogRecord};
 pub use machine::{Machine, MachineConfig, PATIENCE};
@@ -53,6 +58,7 @@ pub mod reexport {
     pub use axerrno::AxResult;
     pub use axvm::{
         AxVMHal,
+        arch::riscv64,
         mm::{HostPhysAddr, HostVirtAddr},
     };
 }

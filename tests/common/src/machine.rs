@@ -30,11 +30,13 @@ pub struct MachineConfig {
     pub arena: usize,
     /// The width of a VMID, 0 to 16.
     pub vmid_bits: u32,
+    /// What `AxVMHal::counter_frequency` tells, in Hz; 0: nothing.
+    pub counter_hz: u64,
 }
 
 impl MachineConfig {
-    /// 256 MiB and 8 bits.
-    pub const DEFAULT: Self = Self { arena: 256 << 20, vmid_bits: 8 };
+    /// 256 MiB, 8 bits, and no word of the counter.
+    pub const DEFAULT: Self = Self { arena: 256 << 20, vmid_bits: 8, counter_hz: 0 };
 }
 
 /// What is known of one physical CPU.
@@ -58,6 +60,7 @@ pub struct Machine {
     hardware: Hardware,
     config: MachineConfig,
     clock: AtomicU64,
+    clock_step: AtomicU64,
     pcpus: Vec<Pcpu>,
     kicks: Mutex<Vec<usize>>,
     wakes: Mutex<Vec<(usize, usize)>>,
@@ -87,6 +90,7 @@ impl Machine {
             hardware: Hardware::new(config.vmid_bits),
             config,
             clock: AtomicU64::new(0),
+            clock_step: AtomicU64::new(0),
             pcpus: (0..MAX_PCPUS)
                 .map(|_| Pcpu { timer: AtomicU64::new(u64::MAX), ..Pcpu::default() })
                 .collect(),
@@ -154,6 +158,11 @@ impl Machine {
     /// Lets time pass.
     pub fn advance(&self, nanos: u64) {
         self.clock.fetch_add(nanos, SeqCst);
+    }
+
+    /// How far time goes with each look at the clock that the crate takes; 0 at first.
+    pub fn set_clock_step(&self, nanos: u64) {
+        self.clock_step.store(nanos, SeqCst);
     }
 
     /// Whether `has_hardware_support` says yes; it does at first.
@@ -330,6 +339,10 @@ impl Machine {
 
 /// What the HAL and the vCPUs tell the machine.
 impl Machine {
+    pub(crate) fn look_at_clock(&self) -> u64 {
+        self.clock.fetch_add(self.clock_step.load(SeqCst), SeqCst)
+    }
+
     pub(crate) fn kick(&self, pcpu: usize) {
         self.kicks.locked().push(pcpu);
         self.pcpus[pcpu].kicked.store(true, SeqCst);

@@ -24,7 +24,11 @@ pub fn virt_to_phys<H: MockHal>(vaddr: HostVirtAddr) -> HostPhysAddr {
 }
 
 pub fn current_time_nanos<H: MockHal>() -> u64 {
-    H::machine().time()
+    H::machine().look_at_clock()
+}
+
+pub fn counter_frequency<H: MockHal>() -> Option<u64> {
+    Some(H::machine().config().counter_hz).filter(|&hz| hz != 0)
 }
 
 pub fn current_vm_id<H: MockHal>() -> usize {

@@ -7,10 +7,12 @@ use core::{
     sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
 };
 
+use axerrno::{AxError, AxResult};
+use axvm::{AxVMPerCpu, NativeVCpu};
 use spin::{Mutex, Once};
 use unikernel::queue::{NEVER, RunQueue};
 
-use crate::kernel::{arch, sched::Task};
+use crate::kernel::{arch, hal::Host, sched::Task};
 
 /// The size of a CPU's stack in bytes.
 pub const STACK_SIZE: usize = 128 << 10;
@@ -25,11 +27,16 @@ pub struct Cpu {
     pub id: usize,
     /// What it is to run.
     pub queue: Mutex<RunQueue<Task>>,
-    /// Whether it has begun, and whether it can run guests.
+    /// Whether it has begun.
     is_up: AtomicBool,
-    is_ready: AtomicBool,
-    /// When its timer must interrupt what it runs, in nanoseconds.
+    /// Virtualization on it, if it can run guests.
+    virtualization: Mutex<Option<AxVMPerCpu<NativeVCpu<Host>>>>,
+    /// When its timer must interrupt what it runs, in nanoseconds: for the scheduler, and for
+    /// the guest.
     deadline: AtomicU64,
+    guest_deadline: AtomicU64,
+    /// When the turn of what it runs is over.
+    slice_end: AtomicU64,
     /// What it runs, for the library: VM id and vCPU.
     current: (AtomicUsize, AtomicUsize),
 }
@@ -41,31 +48,66 @@ impl Cpu {
             id,
             queue: Mutex::new(RunQueue::new()),
             is_up: AtomicBool::new(false),
-            is_ready: AtomicBool::new(false),
+            virtualization: Mutex::new(None),
             deadline: AtomicU64::new(NEVER),
+            guest_deadline: AtomicU64::new(NEVER),
+            slice_end: AtomicU64::new(NEVER),
             current: (AtomicUsize::new(0), AtomicUsize::new(0)),
         }
     }
 
-    /// Says that it has begun, and whether it can run guests.
-    pub fn set_up(&self, ready: bool) {
-        self.is_ready.store(ready, Ordering::Relaxed);
+    /// Prepares it, which is this CPU, to take interrupts and run guests.
+    pub fn begin(&self) {
+        arch::init_cpu();
+        let virtualization = AxVMPerCpu::new(self.index).and_then(|mut cpu| {
+            cpu.hardware_enable()?;
+            Ok(cpu)
+        });
+        match virtualization {
+            Ok(virtualization) => *self.virtualization.lock() = Some(virtualization),
+            Err(error) => log::warn!("CPU {} runs no guests: {error}", self.id),
+        }
         self.is_up.store(true, Ordering::Release);
+    }
+
+    /// Whether it has begun.
+    pub fn is_up(&self) -> bool {
+        self.is_up.load(Ordering::Acquire)
     }
 
     /// Whether it can run guests.
     pub fn is_ready(&self) -> bool {
-        self.is_up.load(Ordering::Acquire) && self.is_ready.load(Ordering::Relaxed)
+        self.virtualization.lock().as_ref().is_some_and(AxVMPerCpu::is_enabled)
     }
 
-    /// Has this CPU's timer come at `deadline`, until it is set again.
-    pub fn set_deadline(&self, deadline: u64) {
+    /// Switches virtualization off on it, which is this CPU, and on again. No vCPU runs on it.
+    ///
+    /// # Errors
+    /// Those of the library.
+    pub fn retake(&self) -> AxResult {
+        let mut virtualization = self.virtualization.lock();
+        let cpu = virtualization.as_mut().ok_or(AxError::BadState)?;
+        cpu.hardware_disable()?;
+        cpu.hardware_enable()
+    }
+
+    /// Begins a turn on this CPU, or a wait (`slice_end` is [`NEVER`] then), with its timer set to
+    /// `deadline`.
+    pub fn begin_turn(&self, slice_end: u64, deadline: u64) {
+        self.slice_end.store(slice_end, Ordering::Relaxed);
         self.deadline.store(deadline, Ordering::Relaxed);
-        arch::set_timer(deadline);
+        self.set_guest_deadline(NEVER);
     }
 
-    /// Has it come earlier, if need be, for the guest that is about to run.
+    /// Another task waits on this CPU since its turn began: the turn has an end now.
+    pub fn limit_turn(&self) {
+        self.deadline.fetch_min(self.slice_end.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.set_guest_deadline(self.guest_deadline.load(Ordering::Relaxed));
+    }
+
+    /// Has this CPU's timer come when the guest that is about to run needs it, if not before.
     pub fn set_guest_deadline(&self, deadline: u64) {
+        self.guest_deadline.store(deadline, Ordering::Relaxed);
         arch::set_timer(deadline.min(self.deadline.load(Ordering::Relaxed)));
     }
 
@@ -100,29 +142,12 @@ pub fn init(ids: impl Iterator<Item = usize>, this: usize) {
     arch::set_this_cpu(this.expect("the machine's description has this CPU"));
 }
 
-/// Starts the other CPUs, and waits until each is there. One that the firmware does not start is
-/// not used.
+/// Starts the other CPUs, and waits until each is there. One that does not come is not used.
 pub fn start_others() {
     for cpu in all().iter().filter(|cpu| cpu.index != this().index) {
-        let stack = Box::leak(Box::new_uninit());
-        match arch::start_cpu(cpu, stack) {
-            Ok(()) => wait_for(cpu),
-            Err(code) => log::error!("CPU {} does not start: firmware code {code}", cpu.id),
+        if let Err(code) = arch::start_cpu(cpu, Box::leak(Box::new_uninit())) {
+            log::error!("CPU {} does not start: firmware code {code}", cpu.id);
         }
-    }
-}
-
-/// How long a CPU may take to begin, in nanoseconds.
-const PATIENCE: u64 = 1_000_000_000;
-
-fn wait_for(cpu: &Cpu) {
-    let limit = arch::now().saturating_add(PATIENCE);
-    while !cpu.is_up.load(Ordering::Acquire) {
-        if arch::now() > limit {
-            log::error!("CPU {} was started and does not begin", cpu.id);
-            return;
-        }
-        core::hint::spin_loop();
     }
 }
 
@@ -130,12 +155,13 @@ fn wait_for(cpu: &Cpu) {
 #[repr(C, align(16))]
 pub struct Stack([u8; STACK_SIZE]);
 
-/// Puts what [`this`] is to return on top of a stack, for the CPU to find; returns where.
+/// Puts what [`this`] is to return on top of a stack, for the CPU to find, with the stack's
+/// address after it; returns that.
 pub fn prepare_stack(stack: &'static mut MaybeUninit<Stack>, cpu: &'static Cpu) -> usize {
     // SAFETY: 16 bytes below the end is inside.
     let top = unsafe { stack.as_mut_ptr().cast::<u8>().add(STACK_SIZE - 16) };
     // SAFETY: nobody else has the stack, and its end is aligned to 16 bytes.
-    unsafe { top.cast::<*const Cpu>().write(cpu) };
+    unsafe { top.cast::<[usize; 2]>().write([(&raw const *cpu).expose_provenance(), top.addr()]) };
     // Before the firmware tells the other CPU.
     fence(Ordering::SeqCst);
     top.expose_provenance()

@@ -73,8 +73,12 @@ impl AxVMHal for Host {
         Some(arch::counter_frequency())
     }
 
+    #[inline(always)]
     fn trace_exit(vm_id: usize, vcpu_id: usize, exit: &VcpuExit) {
-        if let Some(vm) = vms::by_id(vm_id) {
+        // Looked at for each exit.
+        if vms::is_tracing()
+            && let Some(vm) = vms::by_id(vm_id)
+        {
             vm.trace(vcpu_id, exit);
         }
     }

@@ -41,17 +41,22 @@ impl Guest {
     fn read(bundle: &Bundle<'static>, text: &[u8]) -> Result<Self, String> {
         let text = core::str::from_utf8(text).map_err(|error| format!("{error}"))?;
         let file = VmFile::parse(text).map_err(|error| format!("{error}"))?;
-        file.config.validate().map_err(|error| format!("{error}"))?;
         let find = |key: &str, name: &str| {
             bundle.file(name).ok_or_else(|| format!("{key}: the bundle has no file {name:?}"))
         };
         let may_find =
             |key, name: &Option<String>| name.as_deref().map(|name| find(key, name)).transpose();
+        let named = &file.images;
         let images = Images {
-            kernel: find("kernel_path", &file.images.kernel_path)?,
-            initrd: may_find("ramdisk_path", &file.images.ramdisk_path)?,
-            dtb: may_find("dtb_path", &file.images.dtb_path)?,
+            kernel: find("kernel_path", &named.kernel_path)?,
+            initrd: may_find("ramdisk_path", &named.ramdisk_path)?,
+            dtb: may_find("dtb_path", &named.dtb_path)?,
         };
+        for (key, unused) in [("bios_path", &named.bios_path), ("disk_path", &named.disk_path)] {
+            if unused.is_some() {
+                return Err(format!("{key}: this host has no use for it"));
+            }
+        }
         Ok(Self { file, images })
     }
 

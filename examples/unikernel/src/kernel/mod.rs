@@ -18,7 +18,6 @@ mod vms;
 use alloc::string::String;
 use core::panic::PanicInfo;
 
-use axvm::{AxVMPerCpu, NativeVCpu};
 use unikernel::{
     options::Options,
     tree::{PhysRange, Tree},
@@ -35,7 +34,7 @@ fn boot<const N: usize>(cpu_id: usize, tree: Tree<'_>, used: [PhysRange; N]) -> 
     let options = Options::parse(tree.bootargs(), |word| say!("boot argument {word}: unknown"));
     console::init_log(options.log);
     cpu::init(arch::cpu_ids(tree), cpu_id);
-    begin();
+    cpu::this().begin();
     arch::init_input(tree, cpu_id);
 
     let guests = bundle.ok_or_else(|| String::from("there is no bundle (-initrd)"));
@@ -51,24 +50,8 @@ fn boot<const N: usize>(cpu_id: usize, tree: Tree<'_>, used: [PhysRange; N]) -> 
 
 /// The other CPUs come here, each on a stack of its own.
 extern "C" fn secondary() -> ! {
-    begin();
+    cpu::this().begin();
     sched::run(cpu::this())
-}
-
-/// Prepares this CPU to take traps and to run guests.
-fn begin() {
-    arch::init_cpu();
-    let cpu = cpu::this();
-    let enabled = AxVMPerCpu::<NativeVCpu<hal::Host>>::new(cpu.index).and_then(|mut pcpu| {
-        pcpu.hardware_enable()?;
-        // It stays on.
-        core::mem::forget(pcpu);
-        Ok(())
-    });
-    if let Err(error) = enabled {
-        log::warn!("CPU {} runs no guests: {error}", cpu.id);
-    }
-    cpu.set_up(enabled.is_ok());
 }
 
 /// Memory that the boot loader filled, and that nobody changes.
@@ -88,6 +71,6 @@ fn end(status: u8) -> ! {
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     console::seize();
-    say!("panic: {info}");
+    say!("host {info}");
     end(1)
 }

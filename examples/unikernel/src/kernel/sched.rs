@@ -8,7 +8,7 @@ use unikernel::queue::{NEVER, SLICE};
 
 use super::{
     arch,
-    cpu::Cpu,
+    cpu::{self, Cpu},
     vms::{self, Then, Vm},
 };
 
@@ -22,19 +22,24 @@ pub struct Task {
 }
 
 /// Makes a task run on its CPU, in its turn.
-pub fn start(cpu: &Cpu, task: Task) {
-    let interrupt = cpu.queue.lock().push(task);
-    if interrupt {
-        arch::interrupt(cpu.id);
-    }
+pub fn start(home: &Cpu, task: Task) {
+    let quiet = home.queue.lock().push(task);
+    tell(home, quiet);
 }
 
 /// Ends a task's sleep.
-pub fn wake(cpu: &Cpu, task: Task) {
-    let interrupt = cpu.queue.lock().wake(task);
-    // This CPU too: it may be about to enter a guest that nothing would end.
-    if interrupt {
-        arch::interrupt(cpu.id);
+pub fn wake(home: &Cpu, task: Task) {
+    let quiet = home.queue.lock().wake(task);
+    tell(home, quiet);
+}
+
+/// Has a CPU see its queue, if it would not do so by itself.
+fn tell(home: &Cpu, quiet: bool) {
+    match quiet {
+        false => {}
+        // It may be about to enter a guest that nothing would end.
+        true if home.index == cpu::this().index => home.limit_turn(),
+        true => arch::interrupt(home.id),
     }
 }
 
@@ -52,7 +57,7 @@ pub fn run(cpu: &Cpu) -> ! {
 /// Waits for an interrupt: somebody has work, or the timer of a sleeping vCPU is due.
 fn wait(cpu: &Cpu) {
     let deadline = cpu.queue.lock().timer(NEVER);
-    cpu.set_deadline(deadline);
+    cpu.begin_turn(NEVER, deadline);
     arch::wait_for_interrupt();
     arch::open_interrupts();
 }
@@ -63,7 +68,7 @@ fn take_turn(cpu: &Cpu, task: Task, vm: &Vm) {
     cpu.set_current(vm.id(), task.vcpu);
     loop {
         let deadline = cpu.queue.lock().timer(slice_end);
-        cpu.set_deadline(deadline);
+        cpu.begin_turn(slice_end, deadline);
         match vm.run(task.vcpu) {
             Then::Again => {}
             Then::Interrupted => arch::open_interrupts(),

@@ -6,7 +6,7 @@ use core::{
     sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
-use axerrno::{AxError, AxResult};
+use axerrno::AxResult;
 use axvm::{
     AxVCpuExitReason::{self, *},
     machine::Machine,
@@ -30,6 +30,8 @@ use super::{
 };
 
 static VMS: Once<Vec<Vm>> = Once::new();
+
+static TRACING: AtomicBool = AtomicBool::new(false);
 
 /// How many have not ended yet.
 static LEFT: AtomicUsize = AtomicUsize::new(0);
@@ -81,6 +83,12 @@ impl fmt::Display for End {
     }
 }
 
+/// Whether each exit is to be shown.
+#[inline(always)]
+pub fn is_tracing() -> bool {
+    TRACING.load(Ordering::Relaxed)
+}
+
 /// All VMs that could be created, by index.
 pub fn all() -> &'static [Vm] {
     VMS.get().map(Vec::as_slice).unwrap_or_default()
@@ -96,6 +104,7 @@ pub fn by_id(id: usize) -> Option<&'static Vm> {
 pub fn start(guests: Vec<Guest>, options: Options) {
     let several = guests.len() > 1;
     LEFT.store(guests.len(), Ordering::Release);
+    TRACING.store(options.trace, Ordering::Relaxed);
     let mut vms = Vec::new();
     let mut refused = Vec::new();
     for guest in guests {
@@ -108,8 +117,8 @@ pub fn start(guests: Vec<Guest>, options: Options) {
     }
     let vms = VMS.call_once(|| vms);
     for vm in vms {
-        if let Err(error) = vm.boot() {
-            vm.end(End::Failed(format!("{error}")));
+        if let Err(why) = vm.boot() {
+            vm.end(End::Failed(why));
         }
     }
     for (name, error) in refused {
@@ -165,24 +174,23 @@ impl Vm {
         self.homes.get()?.get(vcpu).copied()
     }
 
-    fn boot(&self) -> AxResult {
-        self.machine.vm.boot()?;
+    fn boot(&self) -> Result<(), String> {
         self.homes.try_call_once(|| self.find_homes())?;
+        self.machine.vm.boot().map_err(|error| format!("{error}"))?;
         self.start_vcpu(0);
         Ok(())
     }
 
     /// Spreads the vCPUs over the CPUs, as the configuration allows.
-    fn find_homes(&self) -> AxResult<Vec<&'static Cpu>> {
+    fn find_homes(&self) -> Result<Vec<&'static Cpu>, String> {
         let mut loads: Vec<Option<usize>> = cpu::all().iter().map(load).collect();
         let config = self.machine.vm.config();
         let home = |vcpu| {
             let allowed = config.vcpu_affinity(vcpu);
-            let Some(index) = place(&loads, allowed) else {
-                let set = allowed.unwrap_or(usize::MAX);
-                log::error!("vm {}: no CPU of the set {set:#x} can run vCPU {vcpu}", self.name());
-                return Err(AxError::InvalidInput);
-            };
+            let index = place(&loads, allowed).ok_or_else(|| match allowed {
+                Some(set) => format!("no CPU of the set {set:#x} can run vCPU {vcpu}"),
+                None => String::from("no CPU of this machine can run guests"),
+            })?;
             loads[index] = loads[index].map(|load| load + 1);
             Ok(&cpu::all()[index])
         };
@@ -230,20 +238,21 @@ impl Vm {
 
     /// Runs a vCPU until only this host can go on, and does what it can.
     pub fn run(&self, vcpu: usize) -> Then {
-        let exit = self.machine.vm.run_vcpu(vcpu);
-        match exit {
+        let running = || self.machine.vm.status() == VMStatus::Running;
+        // The VM may have ended while this vCPU was out.
+        if !running() {
+            return Then::Gone;
+        }
+        match self.machine.vm.run_vcpu(vcpu) {
             Ok(reason) => self.serve(vcpu, reason),
-            // The VM ended while this vCPU was out.
-            Err(_) if self.machine.vm.status() != VMStatus::Running => Then::Gone,
+            Err(_) if !running() => Then::Gone,
             Err(error) => self.fail(format!("vCPU {vcpu}: {error}")),
         }
     }
 
-    /// A line for an exit, if they are asked for.
+    /// A line for an exit.
     pub fn trace(&self, vcpu: usize, exit: &VcpuExit) {
-        if self.options.trace {
-            say!("trace {}/{vcpu} on CPU {}: {exit:x?}", self.name(), cpu::this().index);
-        }
+        say!("trace {}/{vcpu} on CPU {}: {exit:x?}", self.name(), cpu::this().index);
     }
 
     fn serve(&self, vcpu: usize, reason: AxVCpuExitReason) -> Then {
@@ -307,6 +316,9 @@ impl Vm {
     }
 
     fn reboot(&self) -> AxResult {
+        if self.options.retake {
+            cpu::this().retake()?;
+        }
         self.machine.vm.reset()?;
         self.machine.vm.boot()?;
         self.reboots.fetch_add(1, Ordering::Relaxed);

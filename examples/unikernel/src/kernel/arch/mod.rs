@@ -3,12 +3,13 @@
 //!
 //! | function | what it does |
 //! | --- | --- |
-//! | `init_machine` | finds console, clock, interrupt controller and power switch |
+//! | `init_machine` | finds console, clock and power switch |
+//! | `init_input` | has the console's interrupt come to this CPU |
 //! | `init_cpu` | prepares the CPU that calls it: its vectors, its interrupts |
 //! | `cpu_ids` | the machine's names for its CPUs |
-//! | `start_cpu` | has a CPU begin at [`crate::kernel::secondary`] |
+//! | `start_cpu` | has a CPU begin at [`crate::kernel::secondary`], and waits for it |
 //! | `set_this_cpu`, `this_cpu` | a pointer that each CPU has for itself |
-//! | `now` | nanoseconds of a clock that all CPUs share |
+//! | `now`, `counter_frequency` | nanoseconds of a clock that all CPUs share; its ticks per second |
 //! | `set_timer` | one interrupt on this CPU at a time of that clock |
 //! | `interrupt` | an interrupt on another CPU |
 //! | `wait_for_interrupt` | sleeps until an interrupt is pending, masked or not |

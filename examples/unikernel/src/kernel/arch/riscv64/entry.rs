@@ -11,6 +11,16 @@ global_asm!(
     ".section .text.entry, \"ax\"",
     ".globl _start",
     "_start:",
+    // Only one hart begins here. OpenSBI 1.1 marks a hart as started first and says where
+    // after: one that looks in between comes here too (its old address). It is stopped, and
+    // `start_cpu` starts it again.
+    "    la t0, booted",
+    "    li t1, 1",
+    ".option push",
+    ".option arch, +a",
+    "    amoswap.w t1, t1, (t0)",
+    ".option pop",
+    "    bnez t1, stray",
     "    csrw sie, zero",
     "    csrw satp, zero",
     "    li t0, 0x6002", // FS and SIE
@@ -28,10 +38,23 @@ global_asm!(
     "2:  la sp, __boot_stack_top",
     "    mv tp, zero",
     "    call {boot}",
+    "stray:",
+    "    li a7, {hsm}",
+    "    li a6, {hart_stop}",
+    "    ecall",
+    "3:  wfi",
+    "    j 3b",
+    // Not in .bss, which the first hart clears.
+    ".pushsection .data.booted, \"aw\"",
+    ".balign 4",
+    "booted: .word 0",
+    ".popsection",
     // The others: a0 = hart id, a1 = the top of the stack, on which lies what `tp` shall be (SBI
-    // 1.0 §9.1).
+    // 1.0 §9.1), and the stack's address, to be sure.
     ".globl secondary_entry",
     "secondary_entry:",
+    "    ld t0, 8(a1)",
+    "    bne t0, a1, stray",
     "    csrw sie, zero",
     "    csrw satp, zero",
     "    li t0, 0x6002",
@@ -43,6 +66,8 @@ global_asm!(
     "    mv sp, a1",
     "    ld tp, (sp)",
     "    call {secondary}",
+    hsm = const super::sbi::HSM,
+    hart_stop = const super::sbi::HART_STOP,
     boot = sym super::boot,
     secondary = sym crate::kernel::secondary,
 );

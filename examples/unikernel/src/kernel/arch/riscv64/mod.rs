@@ -101,14 +101,29 @@ pub fn cpu_ids(tree: Tree<'_>) -> impl Iterator<Item = usize> {
     tree.cpus().filter_map(|cpu| usize::try_from(cpu.id()?).ok())
 }
 
-/// Has a hart begin at [`crate::kernel::secondary`], on the given stack, with its pointer set.
+/// Has a hart begin at [`crate::kernel::secondary`], on the given stack, and waits for it.
 ///
 /// # Errors
-/// The firmware's code (SBI 1.0 §9.1).
+/// The firmware's code (SBI 1.0 §9.1); -1 when the hart does not come in time.
 pub fn start_cpu(cpu: &'static Cpu, stack: &'static mut MaybeUninit<Stack>) -> Result<(), isize> {
+    const PATIENCE: u64 = 1_000_000_000;
     let top = prepare_stack(stack, cpu);
+    let entry = entry::secondary_entry as *const () as usize;
     // SAFETY: the entry sets up what Rust code needs, from a stack that is only this hart's.
-    unsafe { sbi::start_hart(cpu.id, entry::secondary_entry as *const () as usize, top) }
+    let start = || unsafe { sbi::start_hart(cpu.id, entry, top) };
+    start()?;
+    let limit = now().saturating_add(PATIENCE);
+    while !cpu.is_up() {
+        if now() > limit {
+            return Err(-1);
+        }
+        // It came to the wrong place (see `_start`).
+        if sbi::is_stopped(cpu.id) {
+            start()?;
+        }
+        core::hint::spin_loop();
+    }
+    Ok(())
 }
 
 /// Sets what [`this_cpu`] returns on this hart: `tp` is ours, and the same in traps. A guest has

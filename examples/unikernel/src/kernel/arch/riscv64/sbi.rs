@@ -4,7 +4,9 @@ use core::arch::asm;
 
 const TIME: usize = 0x5449_4d45;
 const IPI: usize = 0x0073_5049;
-const HSM: usize = 0x0048_534d;
+/// Hart State Management, and its function that stops the calling hart (§9.2).
+pub const HSM: usize = 0x0048_534d;
+pub const HART_STOP: usize = 1;
 
 /// SBI 1.0 §3: extension in a7, function in a6, arguments from a0; error in a0, value in a1.
 ///
@@ -49,4 +51,12 @@ pub fn send_ipi(hart: usize) {
 pub unsafe fn start_hart(hart: usize, entry: usize, argument: usize) -> Result<(), isize> {
     // SAFETY: the caller's.
     unsafe { call(HSM, 0, [hart, entry, argument]) }.map(drop)
+}
+
+/// Whether a hart is stopped (§9.3).
+pub fn is_stopped(hart: usize) -> bool {
+    const STOPPED: usize = 1;
+    // SAFETY: a question.
+    let state = unsafe { call(HSM, 2, [hart, 0, 0]) };
+    state == Ok(STOPPED)
 }

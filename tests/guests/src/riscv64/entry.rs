@@ -1,0 +1,180 @@
+//! Where harts begin, where their traps go, and the way back.
+
+use core::arch::global_asm;
+use core::mem::offset_of;
+
+use super::cpu::{Cpu, HARTS, STACK, STACKS};
+use super::trap::Frame;
+
+// The first hart: a0 = hart id, a1 = device tree. Others that `harts` starts: a0 = hart id, a1 =
+// the top of the stack.
+global_asm!(
+    ".section .text.entry, \"ax\"",
+    ".globl _start",
+    "_start:",
+    "    csrw sie, zero",
+    "    csrw satp, zero",
+    ".option push",
+    ".option norelax",
+    "    la gp, __global_pointer$",
+    ".option pop",
+    "    la t0, __bss_start",
+    "    la t1, __bss_end",
+    "1:  bgeu t0, t1, 2f",
+    "    sd zero, (t0)",
+    "    addi t0, t0, 8",
+    "    j 1b",
+    "2:  la sp, {stacks}",
+    "    li t0, {stack}",
+    "    add sp, sp, t0",
+    "    mv tp, zero",
+    "    call {boot}",
+    ".globl secondary_entry",
+    "secondary_entry:",
+    ".option push",
+    ".option norelax",
+    "    la gp, __global_pointer$",
+    ".option pop",
+    "    mv sp, a1",
+    "    mv tp, zero",
+    "    call {secondary}",
+    stacks = sym STACKS,
+    stack = const STACK,
+    boot = sym super::boot,
+    secondary = sym super::harts::secondary,
+);
+
+// `execute(frame)` runs what the frame says until its first exception, of which the frame then
+// tells. Meanwhile the stack holds, at `Cpu::resume`: the previous `resume`, `sstatus`, the frame's
+// address, and the registers that a function keeps.
+global_asm!(
+    ".text",
+    ".globl execute",
+    "execute:",
+    "    addi sp, sp, -144",
+    "    csrr t1, sstatus",
+    "    csrci sstatus, 2",
+    "    csrr t0, sscratch",
+    "    ld t2, {resume}(t0)",
+    "    sd t2, 0(sp)",
+    "    sd t1, 8(sp)",
+    "    sd a0, 16(sp)",
+    "    sd ra, 24(sp)",
+    "    sd gp, 32(sp)",
+    "    sd tp, 40(sp)",
+    "    sd s0, 48(sp)",
+    "    sd s1, 56(sp)",
+    "    sd s2, 64(sp)",
+    "    sd s3, 72(sp)",
+    "    sd s4, 80(sp)",
+    "    sd s5, 88(sp)",
+    "    sd s6, 96(sp)",
+    "    sd s7, 104(sp)",
+    "    sd s8, 112(sp)",
+    "    sd s9, 120(sp)",
+    "    sd s10, 128(sp)",
+    "    sd s11, 136(sp)",
+    "    sd sp, {resume}(t0)",
+    // Without a stack of its own it is compiled code: it has this one.
+    "    ld t1, 16(a0)",
+    "    bnez t1, 1f",
+    "    sd sp, 16(a0)",
+    "    sd gp, 24(a0)",
+    "    sd tp, 32(a0)",
+    "1:",
+    "restore:",
+    "    ld t0, {pc}(a0)",
+    "    csrw sepc, t0",
+    "    ld t0, {status}(a0)",
+    "    csrw sstatus, t0",
+    "    ld x2, 16(a0)",
+    // All but x2 and a0.
+    ".irp reg, 1, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24",
+    "    ld x\\reg, 8*\\reg(a0)",
+    ".endr",
+    ".irp reg, 25, 26, 27, 28, 29, 30, 31",
+    "    ld x\\reg, 8*\\reg(a0)",
+    ".endr",
+    "    ld a0, 80(a0)",
+    "    sret",
+    ".balign 4",
+    ".globl trap_entry",
+    "trap_entry:",
+    "    csrrw sp, sscratch, sp",
+    ".irp reg, 1, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24",
+    "    sd x\\reg, 8*\\reg(sp)",
+    ".endr",
+    ".irp reg, 25, 26, 27, 28, 29, 30, 31",
+    "    sd x\\reg, 8*\\reg(sp)",
+    ".endr",
+    "    sd a0, 80(sp)",
+    "    csrrw t0, sscratch, sp",
+    "    sd t0, 16(sp)",
+    "    csrr t0, sepc",
+    "    sd t0, {pc}(sp)",
+    "    csrr t0, sstatus",
+    "    sd t0, {status}(sp)",
+    "    csrr t0, scause",
+    "    sd t0, {cause}(sp)",
+    "    csrr t0, stval",
+    "    sd t0, {value}(sp)",
+    "    mv a0, sp",
+    "    ld sp, {trap_stack}(sp)",
+    ".option push",
+    ".option norelax",
+    "    la gp, __global_pointer$",
+    ".option pop",
+    "    mv tp, zero",
+    "    call {trap}",
+    "    csrr t0, sscratch",
+    "    bnez a0, 2f",
+    "    mv a0, t0",
+    "    j restore",
+    "2:  ld sp, {resume}(t0)",
+    "    ld t1, 0(sp)",
+    "    sd t1, {resume}(t0)",
+    "    ld ra, 24(sp)",
+    "    ld gp, 32(sp)",
+    "    ld tp, 40(sp)",
+    "    ld s0, 48(sp)",
+    "    ld s1, 56(sp)",
+    "    ld s2, 64(sp)",
+    "    ld s3, 72(sp)",
+    "    ld s4, 80(sp)",
+    "    ld s5, 88(sp)",
+    "    ld s6, 96(sp)",
+    "    ld s7, 104(sp)",
+    "    ld s8, 112(sp)",
+    "    ld s9, 120(sp)",
+    "    ld s10, 128(sp)",
+    "    ld s11, 136(sp)",
+    "    ld t1, 8(sp)",
+    "    addi sp, sp, 144",
+    "    csrw sstatus, t1",
+    "    ret",
+    // What a function that `execute` runs returns to.
+    ".globl finished",
+    "finished:",
+    "    ebreak",
+    trap = sym super::trap::trap,
+    resume = const offset_of!(Cpu, resume),
+    trap_stack = const offset_of!(Cpu, trap_stack),
+    pc = const offset_of!(Frame, pc),
+    status = const offset_of!(Frame, status),
+    cause = const offset_of!(Frame, cause),
+    value = const offset_of!(Frame, value),
+);
+
+// The frame of a hart's trap is where `sscratch` points, and x1 is at 8 in it.
+const _: () = assert!(offset_of!(Cpu, frame) == 0 && offset_of!(Frame, x) == 0 && HARTS > 0);
+
+unsafe extern "C" {
+    /// Runs what a frame says until the first exception, of which it tells then.
+    pub(super) fn execute(frame: *mut Frame);
+    /// Where traps go.
+    pub(super) fn trap_entry();
+    /// Where a function that is executed returns to.
+    pub(super) fn finished();
+    /// Where other harts begin: a1 = the top of the stack.
+    pub(super) fn secondary_entry();
+}
