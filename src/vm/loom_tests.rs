@@ -221,9 +221,8 @@ fn loom_of_two_fences_at_once_neither_returns_early() {
         let target = {
             let guest = guest.clone();
             thread::spawn(move || {
-                let mut cached = None;
-                guest.enter(&mut cached, 1);
-                guest.enter(&mut cached, 1);
+                // From an entry before.
+                guest.enter(&mut Some(OLD), 1);
             })
         };
         guest.mapping.store(NEW, Ordering::Relaxed);
