@@ -777,6 +777,8 @@ impl Test {
         self.regs = [0; 32];
         self.ram.clear();
         self.populated.clear();
+        // What was fetched is of the old images.
+        self.fences.push(GuestFence::Instructions);
     }
 
     fn compare(&mut self) {

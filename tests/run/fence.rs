@@ -12,7 +12,7 @@ use axvm_testkit::{
     Call, Event, KICK_VECTOR, MockHal, Record, Step, TestVm, VM, mock_hal, on_pcpu, test_config,
 };
 
-use crate::support::{HALT, play, start, start_vcpu};
+use crate::support::{HALT, play, run_at_home, start, start_at_home, start_vcpu};
 
 mock_hal!(struct Hal { arena: 4 << 20 });
 
@@ -39,18 +39,16 @@ fn course(vcpu: usize) -> Vec<Event> {
 #[track_caller]
 fn fences_first(vm: &TestVm<Hal>, vcpu: usize) {
     Hal::machine().take_trace();
-    assert_eq!(vm.run_vcpu(vcpu), HALT);
+    assert_eq!(run_at_home(vm, vcpu), HALT);
     assert_eq!(course(vcpu), [INSTRUCTIONS, Event::Enter, Event::Exit(VcpuExit::Halt)]);
-    assert_eq!(vm.run_vcpu(vcpu), HALT);
+    assert_eq!(run_at_home(vm, vcpu), HALT);
     assert_eq!(course(vcpu), [Event::Enter, Event::Exit(VcpuExit::Halt)]);
 }
 
 #[test]
 fn a_target_in_the_guest_is_out_before_the_call_returns_and_fences_before_it_goes_on() {
     let (vm, _turn) = start::<Hal>(test_config(2));
-    start_vcpu(&vm, 1, 1);
-    // Where it runs from now on: coming to a CPU fences too.
-    assert_eq!(on_pcpu(1, || vm.run_vcpu(1)), HALT);
+    start_at_home(&vm, 1..2);
     for _ in 0..50 {
         Hal::machine().program(VM, 1).push(Step::SpinUntilKicked);
         Hal::machine().take_trace();
@@ -77,8 +75,7 @@ fn a_target_in_the_guest_is_out_before_the_call_returns_and_fences_before_it_goe
 #[test]
 fn a_sleeping_target_sleeps_on_and_fences_before_its_next_entry() {
     let (vm, _turn) = start::<Hal>(test_config(2));
-    start_vcpu(&vm, 1, 1);
-    assert_eq!(vm.run_vcpu(1), HALT);
+    start_at_home(&vm, 1..2);
     // Often, it is still one fence.
     for _ in 0..3 {
         play(&vm, [fence(set(0b10), GuestFence::Instructions)]);
@@ -93,11 +90,9 @@ fn a_sleeping_target_sleeps_on_and_fences_before_its_next_entry() {
 #[test]
 fn a_target_that_is_off_fences_when_it_begins() {
     let (vm, _turn) = start::<Hal>(test_config(2));
-    play(&vm, [fence(IpiTargets::All, GuestFence::Instructions)]);
-    start_vcpu(&vm, 1, 1);
-    fences_first(&vm, 1);
+    start_at_home(&vm, 1..2);
     Hal::machine().program(VM, 1).push(Step::Exit(VcpuExit::CpuDown));
-    assert_eq!(vm.run_vcpu(1), Ok(AxVCpuExitReason::CpuDown));
+    assert_eq!(run_at_home(&vm, 1), Ok(AxVCpuExitReason::CpuDown));
     play(&vm, [fence(set(0b10), GuestFence::Instructions)]);
     start_vcpu(&vm, 1, 1);
     fences_first(&vm, 1);
@@ -106,10 +101,7 @@ fn a_target_that_is_off_fences_when_it_begins() {
 #[test]
 fn a_caller_that_means_itself_fences_at_once_and_others_only_if_meant() {
     let (vm, _turn) = start::<Hal>(test_config(3));
-    (1..3).for_each(|vcpu| start_vcpu(&vm, vcpu, vcpu));
-    // Each on a CPU of its own: turns on one, and the first entry there, fence too.
-    let others = || [1, 2].map(|vcpu| on_pcpu(vcpu, || vm.run_vcpu(vcpu)));
-    assert_eq!(others(), [HALT; 2]);
+    start_at_home(&vm, 1..3);
     for (targets, want) in [
         (IpiTargets::Itself, [1, 0, 0]),
         (IpiTargets::All, [1, 1, 1]),
@@ -122,7 +114,7 @@ fn a_caller_that_means_itself_fences_at_once_and_others_only_if_meant() {
     ] {
         Hal::machine().take_trace();
         play(&vm, [fence(targets, GuestFence::Instructions)]);
-        assert_eq!(others(), [HALT; 2]);
+        assert_eq!((run_at_home(&vm, 1), run_at_home(&vm, 2)), (HALT, HALT));
         let count = |vcpu| {
             let events = Hal::machine().events(VM, vcpu);
             events.into_iter().filter(|&event| event == INSTRUCTIONS).count()
@@ -148,25 +140,24 @@ fn instructions_and_translations_are_forgotten_as_asked() {
 #[test]
 fn an_error_on_the_way_in_loses_no_fence() {
     let (vm, _turn) = start::<Hal>(test_config(2));
-    start_vcpu(&vm, 1, 1);
-    assert_eq!(vm.run_vcpu(1), HALT);
+    start_at_home(&vm, 1..2);
     for call in [Call::Bind, Call::Inject] {
         play(&vm, [fence(set(0b10), GuestFence::Instructions)]);
         vm.inject_interrupt_to_vcpu(1, 40).unwrap();
         for _ in 0..3 {
             Hal::machine().fail_next(call, AxError::Io);
-            assert_eq!(vm.run_vcpu(1), Err(AxError::Io), "{call:?}");
+            assert_eq!(run_at_home(&vm, 1), Err(AxError::Io), "{call:?}");
         }
         fences_first(&vm, 1);
     }
     // What fails behind the fence has fenced.
     play(&vm, [fence(set(0b10), GuestFence::Instructions)]);
     Hal::machine().fail_next(Call::Run, AxError::Io);
-    assert_eq!(vm.run_vcpu(1), Err(AxError::Io));
+    assert_eq!(run_at_home(&vm, 1), Err(AxError::Io));
     let fences = Hal::machine().events(VM, 1).into_iter().filter(|&event| event == INSTRUCTIONS);
     assert_eq!(fences.count(), 1);
     Hal::machine().take_trace();
-    assert_eq!(vm.run_vcpu(1), HALT);
+    assert_eq!(run_at_home(&vm, 1), HALT);
     assert!(!Hal::machine().events(VM, 1).contains(&INSTRUCTIONS));
 }
 

@@ -5,7 +5,7 @@ use axvm_testkit::{
     Event, MockHal, NO_SUCH_CPU, Step, TestVm, VM, cpu_status_code, mock_hal, on_pcpu, test_config,
 };
 
-use crate::support::{HALT, ask, named, play, preset, reg, start, start_vcpu};
+use crate::support::{HALT, ask, named, play, preset, reg, run_at_home, start, start_vcpu};
 
 mock_hal!(struct Hal { arena: 4 << 20 });
 
@@ -64,9 +64,8 @@ fn a_call_that_names_a_vcpu_that_does_not_exist_reaches_nobody() {
     let (vm, _turn) = start::<Hal>(named());
     start_vcpu(&vm, 0x101, 1);
     start_vcpu(&vm, 0x200, 2);
-    // Each on a CPU of its own: turns on one, and the first entry there, fence too.
-    let others = || [1, 2].map(|vcpu| on_pcpu(vcpu, || vm.run_vcpu(vcpu)));
-    assert_eq!(others(), [HALT; 2]);
+    let others = || (run_at_home(&vm, 1), run_at_home(&vm, 2));
+    assert_eq!(others(), (HALT, HALT));
     Hal::machine().take_trace();
     for (base, mask) in
         [(0x100, 0b111), (0, 1), (0, u64::MAX), (0x101, 1 << 63), (u64::MAX, 1), (0x200, 0b11)]
@@ -81,7 +80,7 @@ fn a_call_that_names_a_vcpu_that_does_not_exist_reaches_nobody() {
         }
     }
     assert_eq!(vm.events(VcpuEvent::InterruptInjected), 0);
-    assert_eq!(others(), [HALT; 2]);
+    assert_eq!(others(), (HALT, HALT));
     let fenced = |event| matches!(event, Event::Fence(GuestFence::Instructions));
     assert!(!Hal::machine().trace().iter().any(|record| fenced(record.event)));
     // All that exist, and nobody at all, are no mistakes.

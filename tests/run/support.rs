@@ -2,13 +2,14 @@
 
 use std::sync::{Mutex, MutexGuard};
 
+use axerrno::AxResult;
 use axvm::{
     config::AxVMConfig,
     vcpu::{AxVCpuExitReason, CpuUpError, VcpuExit},
 };
-use axvm_testkit::{MockHal, Step, TestVm, VM, booted, cpu_up_code, test_config};
+use axvm_testkit::{MockHal, Step, TestVm, VM, booted, cpu_up_code, on_pcpu, test_config};
 
-pub const HALT: axerrno::AxResult<AxVCpuExitReason> = Ok(AxVCpuExitReason::Halt);
+pub const HALT: AxResult<AxVCpuExitReason> = Ok(AxVCpuExitReason::Halt);
 
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -60,6 +61,21 @@ pub fn start_vcpu<H: MockHal>(vm: &TestVm<H>, name: u64, index: u64) {
     assert_eq!(vm.run_vcpu(0), Ok(reason));
     assert_eq!(vm.run_vcpu(0), HALT);
     assert_eq!(reg(vm, 0), cpu_up_code(Ok::<(), CpuUpError>(())));
+}
+
+/// Runs a vCPU on the physical CPU of its number, where no other runs.
+pub fn run_at_home<H: MockHal>(vm: &TestVm<H>, vcpu: usize) -> AxResult<AxVCpuExitReason> {
+    on_pcpu(vcpu, || vm.run_vcpu(vcpu))
+}
+
+/// Switches vCPUs on that have the names 1 and so on, and has each come home, once: what it has to
+/// forget there is forgotten then.
+#[track_caller]
+pub fn start_at_home<H: MockHal>(vm: &TestVm<H>, vcpus: std::ops::Range<usize>) {
+    for vcpu in vcpus {
+        start_vcpu(vm, vcpu as u64, vcpu as u64);
+        assert_eq!(run_at_home(vm, vcpu), HALT);
+    }
 }
 
 /// What register 0 holds after an exit of vCPU 0 that the VM answers.

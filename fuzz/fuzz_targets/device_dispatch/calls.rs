@@ -184,7 +184,7 @@ impl Test {
             }
             VcpuExit::Console(ConsoleCall::WriteByte(byte)) => {
                 self.console.printed.push(byte);
-                Some(1)
+                Some(0)
             }
             VcpuExit::Console(ConsoleCall::ReadByte) => {
                 let typed = &mut self.console.typed;
