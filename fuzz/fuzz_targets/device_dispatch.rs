@@ -777,7 +777,9 @@ impl Test {
         self.regs = [0; 32];
         self.ram.clear();
         self.populated.clear();
-        // What was fetched is of the old images.
+        // What was fetched is of the old images: the next entry forgets it.
+        assert_eq!(self.vm.run_vcpu(0), Ok(AxVCpuExitReason::Halt));
+        self.exits[ExitKind::Halt as usize] += 1;
         self.fences.push(GuestFence::Instructions);
     }
 
