@@ -72,7 +72,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             let next = bound.complete(answer)?;
             vcpu.answer.forget();
             if let Some(next) = next
-                && let Some(reason) = self.serve(vcpu, bound, &next, true)?
+                && let Some(reason) = self.serve(vcpu, bound, next, true)?
             {
                 return Ok(reason);
             }
@@ -102,18 +102,16 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
             let Some(exit) = self.enter(vcpu, bound, tlb, entry)? else {
                 return Ok(AxVCpuExitReason::SystemDown);
             };
-            if let VcpuExit::Served(_) | VcpuExit::Nothing = exit {
-                continue;
-            }
             // Devices here and everything else apart, so that what these need fits in registers.
-            let reason = match self.serve_by_device(vcpu, &exit) {
-                None => self.serve(vcpu, bound, &exit, false)?,
+            let (exit, continued) = match self.serve_by_device(vcpu, &exit) {
+                None if matches!(exit, VcpuExit::Served(_) | VcpuExit::Nothing) => continue,
+                None => (exit, false),
                 Some(answer) => match bound.complete(answer)? {
                     None => continue,
-                    Some(next) => self.serve(vcpu, bound, &next, true)?,
+                    Some(next) => (next, true),
                 },
             };
-            if let Some(reason) = reason {
+            if let Some(reason) = self.serve(vcpu, bound, exit, continued)? {
                 return Ok(reason);
             }
         }

@@ -36,15 +36,13 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
         &self,
         vcpu: &AxVCpu<A>,
         bound: &mut BoundVCpu<'_, A>,
-        exit: &VcpuExit,
+        mut exit: VcpuExit,
         mut continued: bool,
     ) -> AxResult<Option<AxVCpuExitReason>> {
-        let mut exit = exit;
-        let mut next;
         loop {
-            let answer = match self.serve_by_device(vcpu, exit) {
+            let answer = match self.serve_by_device(vcpu, &exit) {
                 Some(answer) => answer,
-                None => match self.serve_without_device(vcpu, bound, exit, continued)? {
+                None => match self.serve_without_device(vcpu, bound, &exit, continued)? {
                     Served::Complete(answer) => answer,
                     Served::Continue => return Ok(None),
                     Served::Host(reason) => return Ok(Some(reason)),
@@ -55,10 +53,7 @@ impl<H: AxVMHal, A: AxArchVCpu> AxVM<H, A> {
                 },
             };
             match bound.complete(answer)? {
-                Some(more) => {
-                    next = more;
-                    (exit, continued) = (&next, true);
-                }
+                Some(next) => (exit, continued) = (next, true),
                 None => return Ok(None),
             }
         }
