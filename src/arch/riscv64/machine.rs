@@ -85,7 +85,12 @@ impl Machine {
     /// enabled.
     pub fn known_frequency<H: AxVMHal>(&self) -> Option<u64> {
         let counted = self.frequency.load(Ordering::Relaxed);
-        (counted != 0).then_some(counted).or_else(H::counter_frequency)
+        (counted != 0).then_some(counted).or_else(Self::told_frequency::<H>)
+    }
+
+    /// What the host says of it; 0 says nothing.
+    fn told_frequency<H: AxVMHal>() -> Option<u64> {
+        H::counter_frequency().filter(|&frequency| frequency != 0)
     }
 
     /// Ticks of `time` in a second, once a hart was enabled; at least 1.
@@ -99,7 +104,7 @@ impl Machine {
         if self.frequency.load(Ordering::Relaxed) != 0 {
             return;
         }
-        let frequency = H::counter_frequency().unwrap_or_else(|| {
+        let frequency = Self::told_frequency::<H>().unwrap_or_else(|| {
             let (ticks, nanos) = (hart.read(Csr::Time), H::current_time_nanos());
             let elapsed = loop {
                 let elapsed = H::current_time_nanos().wrapping_sub(nanos);
